@@ -1,0 +1,284 @@
+"""The man pages say what the program does, and are clean mdoc."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nmap_audit
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND, FORMAT = ROOT / "man" / "nmap-audit.1", ROOT / "man" / "nmap-audit.rc.5"
+TEMPLATE = ROOT / "nmap-audit.rc"
+SECTIONS = {
+    COMMAND: ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "OUTCOMES", "THE REPORT",
+              "ENVIRONMENT", "FILES", "EXIT STATUS", "EXAMPLES", "DIAGNOSTICS", "SEE ALSO",
+              "HISTORY", "AUTHORS", "CAVEATS", "SECURITY CONSIDERATIONS"],
+    FORMAT: ["NAME", "DESCRIPTION", "LINE FORMAT", "VARIABLES", "GROUPS", "TAGS", "RULES",
+             "EXTENSIONS", "FILES", "EXAMPLES", "DIAGNOSTICS", "COMPATIBILITY", "SEE ALSO",
+             "CAVEATS"],
+}
+VARIABLES = [option for option in nmap_audit.OPTIONS if option.variable]
+EITHER = pytest.mark.parametrize("page", [COMMAND, FORMAT], ids=lambda page: str(page.name))
+
+
+def section(page: Path, name: str) -> str:
+    """The source of one section of a page, without its headline."""
+    found = re.search(rf"^\.Sh {name}\n(.*?)(?=^\.Sh |\Z)", page.read_text(), re.M | re.S)
+    assert found, f"{page.name} has no section {name}"
+    return found[1]
+
+
+def item(page: Path, within: str, head: str) -> str:
+    """The text of one `.It` of a section; several heads in a row share one text."""
+    found = re.search(rf"^\.It {head}(?=[ \n])[^\n]*\n(?:\.It [^\n]*\n)*(.*?)(?=^\.It |\Z)",
+                      section(page, within), re.M | re.S)
+    assert found, f"{page.name} has no item {head}"
+    return found[1]
+
+
+def literal(text: str) -> str:
+    """Literal text as the reader sees it."""
+    return text.replace("\\-", "-").replace("\\&", "").replace("\\e", "\\")
+
+
+def displays(page: Path) -> list[str]:
+    """The literal displays of a page: blocks, and single lines."""
+    found = re.findall(r"^\.Bd -literal[^\n]*\n(.*?)^\.Ed$|^\.Dl ([^\n]*)$", page.read_text(),
+                       re.M | re.S)
+    return [literal(block or line) for block, line in found]
+
+
+def printed(*arguments: str) -> str:
+    """What the program prints on standard output, as on a plain terminal of 80 columns."""
+    return subprocess.run([sys.executable, str(ROOT / "nmap_audit.py"), *arguments],
+                          env={**os.environ, "COLUMNS": "80", "NO_COLOR": "1"},
+                          capture_output=True, text=True, check=True).stdout
+
+
+def help_options() -> set[str]:
+    """The long options that begin an entry of --help; what explanations mention does not count."""
+    entries = re.findall(r"^ {1,8}(-.*?)(?: {2}|$)", printed("--help"), re.M)
+    return {option for entry in entries for option in re.findall(r"--[a-z][a-z-]*", entry)}
+
+
+def man_options() -> list[str]:
+    found = re.findall(r"^\.It Fl -([a-z-]+)", section(COMMAND, "OPTIONS"), re.M)
+    return ["--" + name for name in found]
+
+
+# ---- Options and variables ----------------------------------------------------------------------
+
+
+def test_the_page_has_the_options_of_the_help() -> None:
+    assert set(man_options()) == help_options() != set()
+
+
+def test_every_option_is_described_once() -> None:
+    assert sorted(man_options()) == sorted(set(man_options()))
+
+
+def test_the_synopsis_names_every_option() -> None:
+    named = re.findall(r"(?:Fl|\|) -([a-z-]+)", section(COMMAND, "SYNOPSIS"))
+    assert sorted("--" + name for name in named) == sorted(man_options())
+
+
+def test_the_page_has_the_variables_of_the_table() -> None:
+    described = re.findall(r"^\.It Ic ([A-Z-]+)", section(FORMAT, "VARIABLES"), re.M)
+    assert sorted(described) == sorted(nmap_audit.VARIABLES) != []
+
+
+@pytest.mark.parametrize("option", VARIABLES, ids=lambda option: str(option.name))
+def test_variable_and_option_name_each_other(option: nmap_audit.Option) -> None:
+    """rc(5) names the option of every variable, and nmap-audit(1) the variable of every option."""
+    variable = item(FORMAT, "VARIABLES", f"Ic {option.name}")
+    if option.flag is None:
+        assert "No option." in variable
+    else:
+        flag = f"Fl {option.flag[1:]}"
+        assert f".{flag} ." in variable
+        after = item(COMMAND, "OPTIONS", flag).partition("In the file:\n")[2]
+        assert f".Ic {option.name}" in after
+
+
+def test_an_option_without_variable_names_none() -> None:
+    for option in set(man_options()) - {option.flag for option in VARIABLES}:
+        assert "In the file:" not in item(COMMAND, "OPTIONS", f"Fl {option[1:]}")
+
+
+def test_the_template_names_every_variable() -> None:
+    """By one of its names, set or in a comment; and what it sets are variables."""
+    text = TEMPLATE.read_text()
+    words = set(re.findall(r"(?<![\w-])[A-Z][A-Z-]*[A-Z](?![\w-])", text))
+    assert [v.name for v in VARIABLES if not words & {v.name, *v.aliases}] == []
+    outside = re.sub(r"^\s*group .*?^\s*end group.*?$", "", text, flags=re.M | re.S | re.I)
+    keywords = re.findall(r"^[ \t]*([A-Za-z][\w-]*)", outside, re.M)
+    assert {word.upper() for word in keywords} <= set(nmap_audit.VARIABLES)
+
+
+# ---- The rest of the command --------------------------------------------------------------------
+
+
+def test_the_exit_statuses_are_those_of_the_program() -> None:
+    listed = re.findall(r"^\.It (\d+)$", section(COMMAND, "EXIT STATUS"), re.M)
+    assert [int(status) for status in listed] == sorted(s for s in nmap_audit.STATUSES if s < 128)
+    assert "\n.It 128+ Ns Ar n\n" in section(COMMAND, "EXIT STATUS")
+
+
+def test_every_error_exits_with_a_listed_status() -> None:
+    statuses = {error.status for error in nmap_audit.AuditError.__subclasses__()}
+    assert statuses <= set(nmap_audit.STATUSES)
+
+
+def test_version() -> None:
+    assert printed("--version") == f"nmap-audit {nmap_audit.__version__}\n"
+
+
+def test_help_fits_80_columns() -> None:
+    lines = printed("--help").splitlines()
+    assert lines and [line for line in lines if len(line) > 80] == []
+
+
+def example() -> dict[str, object]:
+    """The run.json between the two marks of the page."""
+    found = re.search(r'^\.\\" BEGIN run\.json\n\.Bd [^\n]*\n(.*?)^\.Ed\n\.\\" END run\.json$',
+                      COMMAND.read_text(), re.M | re.S)
+    assert found
+    read = json.loads(literal(found[1]))
+    assert isinstance(read, dict)
+    return read
+
+
+def test_the_example_has_an_integer_version() -> None:
+    assert type(example()["version"]) is int
+
+
+def form(value: object) -> object:
+    """What a value is made of; of several members or rows, the one is as good as the other."""
+    if isinstance(value, dict) and all(re.match(r"\d", key) for key in value):
+        return [form(each) for each in value.values()][:1]
+    if isinstance(value, dict):
+        return {key: form(each) for key, each in value.items()}
+    return [form(each) for each in value][:1] if isinstance(value, list) else type(value)
+
+
+@pytest.mark.skipif(not shutil.which("nmap"), reason="nmap is not installed")
+def test_the_example_is_like_a_real_run_json(rc, run, tmp_path) -> None:
+    here = ("127.0.0.1", 0)
+    with socket.create_server(here) as one, socket.create_server(here) as two:
+        ports = [server.getsockname()[1] for server in (one, two)]
+        path = rc(f"IPS 127.0.0.1\nDIR-NAME {tmp_path}/runs\n"
+                  f"NMAP nmap -sT -n -p {ports[0]},{ports[1]}\n"
+                  f"group a\nip *\nignore {ports[0]} tcp open *\nend group a\n")
+        assert run("--config", path).status == 0
+    record, = (json.loads(file.read_text()) for file in tmp_path.glob("runs/*/run.json"))
+    shown = example()
+    for key in set(shown) - {"state", "unresolved"}:
+        assert form(record[key]) == form(shown[key]), key
+    assert "rule" in record["ignored"][0] and "rule" not in record["findings"][0]
+
+
+def test_the_columns_of_the_csv() -> None:
+    named = re.search(r"these columns:\n(.*?)\.\n", section(COMMAND, "THE REPORT"), re.S)
+    assert named and named[1].replace("\n", " ").split(", ") == list(nmap_audit.CSV)
+
+
+def test_the_example_has_the_documented_keys() -> None:
+    before = COMMAND.read_text().split(".Ss The file run.json\n")[1].split('.\\" BEGIN')[0]
+    heads = re.findall(r"^\.It Cm (.*)$", before, re.M)
+    assert sorted(key for head in heads for key in head.split(" , ")) == sorted(example())
+
+
+# ---- The examples of the rc file ----------------------------------------------------------------
+
+
+def rc_examples() -> list[str]:
+    """What the pages show of rc files; a rule by itself is put into a group."""
+    found = []
+    for text in displays(COMMAND) + displays(FORMAT):
+        word = text.split()[0].lower()
+        if word in ("ignore", "expect"):
+            found.append(f"group example\nip *\n{text}\nend group\n")
+        elif word == "group" or word.upper() in nmap_audit.VARIABLES:
+            found.append(text)
+    return found
+
+
+@pytest.mark.parametrize("text", rc_examples())
+def test_an_example_is_a_valid_rc_file(text: str) -> None:
+    assert nmap_audit.read_config(nmap_audit.parse_rc(text, "example.rc"), ())
+
+
+def test_the_pages_have_examples_of_all_words() -> None:
+    lines = "\n".join(rc_examples()).splitlines()
+    words = {line.split()[0].lower() for line in lines if line}
+    assert words >= {"group", "end", "ip", "hostname", "os", "ignore", "expect", "ips", "nmap"}
+
+
+def test_the_orders_of_a_rule_s_fields_are_one_rule() -> None:
+    """The display in `The order of the fields` claims so."""
+    part = section(FORMAT, "RULES").split(".Ss The order of the fields")[1].split(".Ss")[0]
+    lines = re.findall(r"^ignore .*$", part, re.M)
+    text = "group example\nip *\n" + "\n".join(lines) + "\nend group\n"
+    config = nmap_audit.read_config(nmap_audit.parse_rc(text, "example.rc"), ())
+    rules = {tuple(getattr(rule, name) for name in ("port", "protocol", "state", "service"))
+             for rule in config.groups[0].ignores}
+    assert (len(lines), rules) == (3, {("25", "tcp", "open", "smtp")})
+
+
+# ---- The pages as mdoc --------------------------------------------------------------------------
+
+
+@EITHER
+def test_the_sections_stand_in_order(page: Path) -> None:
+    assert re.findall(r"^\.Sh (.*)$", page.read_text(), re.M) == SECTIONS[page]
+
+
+@EITHER
+def test_mandoc_finds_nothing(page: Path, tmp_path: Path) -> None:
+    """Every page that it refers to lies beside it, so that what is installed does not matter."""
+    if shutil.which("mandoc") is None:
+        pytest.skip("mandoc is not installed")
+    for name, number in re.findall(r"^\.Xr (\S+) (\d)", page.read_text(), re.M):
+        (tmp_path / f"{name}.{number}").touch()
+    shutil.copy(page, tmp_path)
+    done = subprocess.run(["mandoc", "-T", "lint", page.name], cwd=tmp_path,
+                          capture_output=True, text=True)
+    errors = [line for line in done.stderr.splitlines() if "outdated mandoc.db" not in line]
+    assert (done.stdout, errors) == ("", [])
+
+
+@EITHER
+def test_groff_finds_nothing(page: Path) -> None:
+    if shutil.which("groff") is None:
+        pytest.skip("groff is not installed")
+    done = subprocess.run(["groff", "-mdoc", "-ww", "-z", str(page)],
+                          capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@EITHER
+def test_no_word_was_taken_for_a_macro(page: Path) -> None:
+    """`.Ss In a script` renders as `<a> script`, and no linter says so: In is a macro."""
+    heads = re.findall(r"^\.(?:Ss|Sh|Nd|Dl|Dq|Ql|Em|Li) (.*)$", page.read_text(), re.M)
+    macros = r"(?:^| )(?:An|At|Do|Es|In|It|Lb|No|So|Sy|Up) "
+    assert [head for head in heads if re.search(macros, head)] == []
+
+
+@EITHER
+def test_a_sentence_ends_its_line(page: Path) -> None:
+    """One sentence a line, so that a change shows as what it is."""
+    text = re.sub(r"^\.Bd .*?^\.Ed$", "", page.read_text(), flags=re.M | re.S)
+    lines = [line for line in text.splitlines() if not line.startswith(".")]
+    assert [line for line in lines if re.search(r"[a-z)][.?!] +[A-Z]", line)] == []
+
+
+@EITHER
+def test_a_line_of_the_source_fits_80_columns(page: Path) -> None:
+    assert [line for line in page.read_text().splitlines() if len(line) > 80] == []
