@@ -1,5 +1,6 @@
 """The man pages say what the program does, and are clean mdoc."""
 
+import datetime
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -227,9 +229,13 @@ def test_the_orders_of_a_rule_s_fields_are_one_rule() -> None:
     lines = re.findall(r"^ignore .*$", part, re.M)
     text = "group example\nip *\n" + "\n".join(lines) + "\nend group\n"
     config = nmap_audit.read_config(nmap_audit.parse_rc(text, "example.rc"), ())
-    rules = {tuple(getattr(rule, name) for name in ("port", "protocol", "state", "service"))
-             for rule in config.groups[0].ignores}
-    assert (len(lines), rules) == (3, {("25", "tcp", "open", "smtp")})
+    port, day = nmap_audit.Port(25, "tcp", "open", "smtp"), datetime.date(2026, 11, 24)
+    others = (replace(port, number=26), replace(port, protocol="udp"),
+              replace(port, state="closed"), replace(port, service="smtps"))
+    assert len(lines) == len(config.groups[0].ignores) == 3
+    for rule in config.groups[0].ignores:
+        assert nmap_audit.accepts(rule, port, day)
+        assert not any(nmap_audit.accepts(rule, other, day) for other in others)
 
 
 # ---- The pages as mdoc --------------------------------------------------------------------------
