@@ -194,8 +194,10 @@ def shown(text: str, width: int = 200) -> str:
 
     What moves the cursor, hides or turns text (Unicode's categories C and Z, but for the blank) becomes like `\\x1b`.
     """
-    text = text[:width + 1]
     if not (text.isascii() and text.isprintable()):
+        with contextlib.suppress(UnicodeError):  # nmap writes UTF-8 byte by byte, as &#xc3;&#xbc;
+            text = text.encode("latin-1").decode()
+        text = text[:width + 1]
         text = "".join(char if char == " " or unicodedata.category(char)[0] not in "CZ" else ascii(char)[1:-1]
                        for char in text)
     return text if len(text) <= width else text[:max(width - 3, 0)] + "..."
@@ -646,7 +648,7 @@ def _host(part: Parts, ports: tuple[Port, ...]) -> HostResult | None:
     start, end = _int(attrs.get("starttime")), _int(attrs.get("endtime"))
     names = dict.fromkeys(name for each in part["hostname"] if (name := each.get("name")))
     return HostResult(addresses[0], outcome, reason, tuple(names), _best_os(part),
-                      tuple({port.key: port for port in ports}.values()), seconds=max(end - start, 0))
+                      tuple({port.key: port for port in ports}.values()), seconds=max(end - start, 0) if start else 0)
 
 def _best_os(part: Parts) -> tuple[str, ...]:
     """The guesses of the highest accuracy: names, then vendors and families (beside osmatch before nmap 6.00)."""
@@ -685,7 +687,8 @@ def judge(document: Document, file: str, *, strict: bool, asked: str) -> list[Ho
 def merged(results: Iterable[HostResult]) -> dict[str, HostResult]:
     """Results by address: of several, the latest and, of the others, the ports that later ones did not look at."""
     found: dict[str, HostResult] = {}
-    for host in sorted(results, key=lambda host: (host.outcome != "not scanned", host.start)):
+    rank = {"not scanned": 0, "down": 1}  # who answered one of two scanners is not down
+    for host in sorted(results, key=lambda host: (rank.get(host.outcome, 2), host.start)):
         if earlier := found.get(host.address):
             listed = {port.key for port in host.ports}
             kept = tuple(port for port in earlier.ports if port.key not in listed and not (
@@ -856,7 +859,6 @@ def make_directory(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         if {os.lstat(path).st_uid, os.stat(path).st_uid} - {0, os.geteuid()}:
             raise PermissionError(errno.EPERM, "it is somebody else's", "owner")
-        (path / "unsent").mkdir(exist_ok=True, mode=0o700)
         os.close(os.open(path / "lock", LOCK_FLAGS, 0o600))
     except OSError as error:
         raise AuditError(os.EX_CANTCREAT, f"{path}: {error.strerror} ({error.filename}); change DIR-NAME") from None
@@ -1203,8 +1205,8 @@ TITLES = {"missing": "Missing: expected and not there", "new": "New", "changed":
           "standing": "Standing: told before, neither accepted nor closed", "gone": "Gone",
           "host gone": "Hosts gone: up before, down now", "host new": "Hosts new",
           "regrouped": "Hosts that changed group (their name or OS guess changed)"}
-LOW = ("HOST", "PORT", "PROTOCOL", "STATE", "SERVICE")
-FULL = ("ADDRESS", "NAME", "OS", "PORT", "PROTOCOL", "STATE", "SERVICE", "VERSION", "FIRST SEEN")
+LOW = ("HOST", "PORT", "PROTOCOL", "STATES", "SERVICE")
+FULL = ("ADDRESS", "NAME", "OS", "PORT", "PROTOCOL", "STATES", "SERVICE", "VERSION", "FIRST SEEN")
 CSV = {"IP": "ADDRESS", "Hostname": "NAME", "OS": "OS", "Port": "PORT", "Protocol": "PROTOCOL", "State": "STATE",
        "Service": "SERVICE", "Version": "VERSION", "Change": "CHANGE", "First Seen": "FIRST SEEN"}
 FORMULA = tuple("=+-@|%\uff1d\uff0b\uff0d\uff20")  # what a formula begins with
@@ -1239,9 +1241,10 @@ def columns(each: Finding) -> dict[str, str]:
     """A finding's texts, as strangers wrote them, by column."""
     host, port, rule, name = each.host, each.port, each.rule, "".join(each.host.names[:1])
     return {"HOST": f"{host.address} ({name})" if name else host.address, "ADDRESS": host.address, "NAME": name,
-            "OS": "".join(host.os[:1]), "PROTOCOL": port.protocol, "STATE": port.state, "SERVICE": port.service,
+            "OS": "".join(host.os[:1]), "PROTOCOL": port.protocol, "SERVICE": port.service,
             "PORT": rule.port if rule and each.change == "missing" else str(port.number) if port.state else "",
-            "VERSION": port.version, "CHANGE": each.change, "BEFORE": each.before, "FIRST SEEN": each.first_seen,
+            "STATE": port.state,
+            "STATES": f"{each.before}\u2192{port.state}" if each.change == "changed" else port.state, "VERSION": port.version, "CHANGE": each.change, "FIRST SEEN": each.first_seen,
             "LINE": str(rule or ""), "GROUP": rule.group if rule else ""}
 
 def make_csv(findings: Iterable[Finding], headings: bool) -> str:
@@ -1262,11 +1265,9 @@ def _table(title: str, findings: Sequence[Finding], detail: str, *more: str) -> 
     names = [*(LOW if detail == "low" else FULL), *more]
     if findings and not findings[0].port.state:
         names = ["HOST"]
-    elif findings and findings[0].change == "changed":
-        names.insert(names.index("STATE"), "BEFORE")
     elif findings and findings[0].change == "missing":
         names += ["LINE", "GROUP"]
-    return f"{title} ({len(findings)})", names, [
+    return f"{title} ({len(findings)})", [name.replace("STATES", "STATE") for name in names], [
         [shown(columns(each)[name], WIDTHS.get(name, 60)) for name in names] for each in _sorted(findings)]
 
 def _not_audited(hosts: Iterable[HostResult]) -> Iterator[Section]:
@@ -1303,7 +1304,7 @@ def make_message(body: str, attachment: str, config: Config) -> EmailMessage:
     """The mail that tells a report: To, From and Subject as given, the table of findings attached."""
     from email import message, policy, utils
     here = re.sub(r"[^A-Za-z0-9.-]", "", socket.gethostname()) or "localhost"
-    mail = message.EmailMessage(policy=policy.SMTP)
+    mail = message.EmailMessage(policy=policy.SMTP.clone(cte_type="7bit"))
     headers = {"From": ", ".join(config.email_from) or f"nmap-audit@{here}", "To": ", ".join(config.email_to),
                "Subject": config.email_subject or f"nmap-audit report for {here}", "Date": utils.localtime(),
                "Message-ID": utils.make_msgid("nmap-audit", here), "Auto-Submitted": "auto-generated"}
@@ -1387,27 +1388,22 @@ def option_parser() -> argparse.ArgumentParser:
     for name, option in ((option.name.lower(), option) for option in OPTIONS if option.option):
         more = functools.partial(add[option.heading], f"--{name}", dest=option.name, help=option.help)
         if not option.metavar:
-            more(action="append_const", const="yes")
+            more(action="append_const", const="")
             parser.add_argument(f"--+{name[3:]}", dest=option.name, action="append_const", const="no",
                                 help=argparse.SUPPRESS)
         elif option.metavar[0] == "[":
             more(action="append", metavar=option.metavar.strip("[]"), nargs="?", const="")
         else:
             more(action="append", metavar=option.metavar)
-    add["settings"]("--version", action="store_true", help="the version")
-    add["settings"]("--help", action="store_true", help="this text")
+    for name, text in (("version", "the version"), ("help", "this text")):
+        add["settings"](f"--{name}", dest=name.upper(), action="append_const", const="", help=text)
     return parser
 
 def parse_options(argv: Sequence[str]) -> list[Line]:
     """The command line as settings, read as Perl's Getopt::Long reads it: any case, `-config`, abbreviations."""
     words = (re.sub("^--?([A-Za-z][^=]*)", lambda match: f"--{match[1].lower()}", word, 1) for word in argv)
     words = (re.sub("^--no(?=[hc])", "--no-", POSITIVE.sub(r"--+\1", word)) for word in words)
-    parser = option_parser()
-    given = vars(parser.parse_args(list(words)))
-    helping, version = given.pop("help"), given.pop("version")
-    if helping or version:
-        show(parser.format_help() if helping else f"nmap-audit {__version__}\n")
-        raise SystemExit(0)
+    given = vars(option_parser().parse_args(list(words)))
     return [Line(name, value, *[Where(f"--{name.lower()}")] * 2) for name in given for value in given[name] or ()]
 
 def catch_signals() -> None:
@@ -1508,6 +1504,8 @@ class Audit(Scanner):
         unsent = (folder.parent if RUN_ID.fullmatch(folder.name) else folder) / "unsent" / f"{name}.eml"
         files = {folder / "report.txt": report.text.encode(), folder / "scan_report.csv": table.encode(),
                  folder / "report.eml": mail, unsent: mail}
+        if mail and scanned:
+            self.attempt(os.makedirs, unsent.parent, 0o700, True)
         for path, data in files.items() if scanned else ():
             if data:
                 self.keep(path, data)
@@ -1518,24 +1516,23 @@ class Audit(Scanner):
 
     def _note(self, runs: Iterable[Run], *, told: bool) -> None:
         for run in runs:
-            run.record["told"] = told
-            self.folder, self.record = run.folder, run.record
-            self.save()
+            self.keep(run.folder / "run.json", json.dumps(run.record | {"told": told}, indent=0).encode())
 
     def _mail(self, mail: bytes, unsent: Path, text: str) -> bool:
         """Sends a mail that waits in `unsent`: whether it is told. What could not be kept there either is printed."""
-        refused = self.attempt(send_mail, mail, self.config)
-        with contextlib.suppress(OSError):
-            if refused is None and not unsent.exists():
-                unsent.parent.mkdir(mode=0o700, exist_ok=True)
-                write_file(unsent, mail)
-        if refused is None and unsent.exists():
-            complain(f"{unsent}: keeps the report; the next run sends it")
-            return False
-        if refused:
-            self.fail(os.EX_UNAVAILABLE, refused)
-        self.attempt(unsent.unlink, True)
-        return refused is not None or self.attempt(show, text) is not None
+        try:
+            if refused := send_mail(mail, self.config):
+                self.fail(os.EX_UNAVAILABLE, refused)
+            self.attempt(unsent.unlink, True)
+            return True
+        except AuditError as error:
+            with contextlib.suppress(OSError):
+                if not unsent.exists():
+                    unsent.parent.mkdir(mode=0o700, exist_ok=True)
+                    write_file(unsent, mail)
+            waits = f"; {unsent} keeps the report, the next run sends it" * unsent.exists()
+            self.fail(error.status, f"{error}{waits}")
+            return not waits and self.attempt(show, text) is not None
 
     def _send_kept(self) -> None:
         """Sends what could not be delivered before, oldest first, until one still cannot be."""
@@ -1577,6 +1574,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     lines = parse_options(argv)
     given = {line.word: line.value for line in lines}
+    if given.keys() & {"HELP", "VERSION"}:
+        show(option_parser().format_help() if "HELP" in given else f"nmap-audit {__version__}\n")
+        return 0
     catch_signals()
     if not (path := given.get("CONFIG")):
         raise AuditError(os.EX_USAGE, "--config: is always needed; name the rc file, see nmap-audit(1)")

@@ -21,6 +21,12 @@ NOWHERE = "SMTP-SERVER 127.0.0.1:9"
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(autouse=True)
+def no_real_nmap(fake):
+    """Whatever a test gets wrong, nothing real is scanned."""
+    fake("nmap", hosts={})
+
+
 @pytest.fixture
 def nights(run, rc, fake, tmp_path):
     return Nights(run, rc, fake, tmp_path)
@@ -116,7 +122,8 @@ def test_M2_sendmail_leaves_a_child_that_holds_its_pipes(nights, inside, fake, t
 def test_M3_M4_are_told_of_in_the_tests_of_smtp(name):
     """test_mail.py: they need a server that answers so."""
     text = (Path(__file__).parent / "test_mail.py").read_text()
-    assert {"M3": "test_one_of_several_recipients_is_refused", "M4": "test_a_wrong_certificate_is_refused"}[name] in text
+    assert {"M3": "test_one_of_several_recipients_is_refused",
+            "M4": "test_a_wrong_certificate_is_refused"}[name] in text
 
 
 BAD_TEXTS = ("a\nBcc: x@example.net", "a\rb", "a\x00b", "a\x1bb", "a\x85b", "a\u2028Bcc: x@example.net", "a\x0bb")
@@ -134,9 +141,9 @@ def test_M5_control_characters_of_the_command_line(nights, fake, option, text):
 @pytest.mark.parametrize("line", (
     b"EMAIL-SUBJECT a\x1bb", b"EMAIL-TO a\x07@example.net", b"FROM a b c", b"EMAIL-TO gr\xc3\xbcn@example.net",
     b"EMAIL-TO a@b@c", b"EMAIL-SUBJECT a\xe2\x80\xa8Bcc: x", b"EMAIL-TO"), ids=ascii)
-def test_M5_the_line_of_the_rc_file(run, rc, line):
-    result = run("--config", rc(b"IPS 10.0.0.1\n" + line + b"\n"))
-    assert result.status == 78 and "nmap-audit.rc:2:" in result.err
+def test_M5_the_line_of_the_rc_file(run, rc, tmp_path, line):
+    result = run("--config", rc(b"IPS 10.0.0.1\n" + line + b"\n"), "--dir-name", tmp_path / "runs")
+    assert result.status == 78 and "nmap-audit.rc:2:" in result.err and not (tmp_path / "runs").exists()
 
 
 def test_M5_other_letters_are_encoded(nights, fake):
@@ -223,8 +230,8 @@ def test_H1_no_cell_begins_like_a_formula(sent, formulas):
         for name in ("Hostname", "OS", "Service", "Version"):
             cell = row[name]
             assert not re.match(r"\s*[=+\-@\t\r|%＝＋－＠]", cell), (name, cell)
-            readable = cell.removeprefix("'").encode().decode("unicode_escape" if text.isascii() else "utf-8")
-            assert text.strip() in readable or text.strip() in cell, (name, cell)
+            readable = cell.encode().decode("unicode_escape") if text.isascii() else cell
+            assert text.strip() in readable, (name, cell)
 
 
 def test_H1_libreoffice_shows_text(sent, formulas, tmp_path):

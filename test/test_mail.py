@@ -21,6 +21,12 @@ A = "10.0.0.1"
 TO = ("--email-to", "root@example.net")
 
 
+@pytest.fixture(autouse=True)
+def no_real_nmap(fake):
+    """Whatever a test gets wrong, nothing real is scanned."""
+    fake("nmap", hosts={})
+
+
 @pytest.fixture
 def nights(run, rc, fake, tmp_path):
     nights = Nights(run, rc, fake, tmp_path)

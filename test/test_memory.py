@@ -18,6 +18,12 @@ SMTP, HTTP = (A, 25, "tcp"), (A, 80, "tcp")
 DAY = datetime.timedelta(days=1)
 
 
+@pytest.fixture(autouse=True)
+def no_real_nmap(fake):
+    """Whatever a test gets wrong, nothing real is scanned."""
+    fake("nmap", hosts={})
+
+
 @pytest.fixture
 def nights(run, rc, fake, tmp_path):
     return Nights(run, rc, fake, tmp_path)

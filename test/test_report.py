@@ -46,6 +46,12 @@ SECOND = {
     "10.0.0.8": up(fault={"exit": 1, "stderr": "dnet: Failed to open device eth0\nQUITTING!"}), "10.0.0.9": up()}
 
 
+@pytest.fixture(autouse=True)
+def no_real_nmap(fake):
+    """Whatever a test gets wrong, nothing real is scanned."""
+    fake("nmap", hosts={})
+
+
 @pytest.fixture
 def nights(run, rc, fake, tmp_path):
     nights = Nights(run, rc, fake, tmp_path)

@@ -17,6 +17,12 @@ A = "192.0.2.1"
 SMTP = (25, "tcp", "open", "smtp", "")
 
 
+@pytest.fixture(autouse=True)
+def no_real_nmap(fake):
+    """Whatever a test gets wrong, nothing real is scanned."""
+    fake("nmap", hosts={})
+
+
 @pytest.fixture
 def folder(tmp_path):
     """folder(name, ...) -> a folder that holds these files of test/data/nmap."""
