@@ -584,7 +584,7 @@ class Document(DefusedExpatParser):
             self._port = attrs
             self._ports.append(attrs)
         elif name in ("state", "service"):
-            self._port[name] = attrs  # no attribute of <port> has these names
+            self._port["<" + name] = attrs  # no attribute is called so
         elif name in ("host", "hosthint"):
             self._part, self._ports = {name: [] for name in KEPT} | {"host": [attrs]}, []
         elif name in self.top:
@@ -628,9 +628,9 @@ def _int(text: str | None) -> int:
     return int(text) if text and text.isascii() and text.isdigit() else 0
 
 def _port(attrs: Mapping[str, Any]) -> Port:
-    service = attrs.get("service", {})
+    service = attrs.get("<service", {})
     words = service.get("product"), service.get("version"), service.get("extrainfo") and f"({service['extrainfo']})"
-    return _shared_port(_int(attrs.get("portid")), attrs.get("protocol", ""), attrs.get("state", {}).get("state", ""),
+    return _shared_port(_int(attrs.get("portid")), attrs.get("protocol", ""), attrs.get("<state", {}).get("state", ""),
                         service.get("name", ""), " ".join(filter(None, words)))
 
 _shared_port = functools.lru_cache(maxsize=1 << 14)(Port)  # a network has many equal ports
@@ -1226,7 +1226,7 @@ def make_report(run: Run, changes: Changes, *, detail: str, headings: bool) -> R
         head.append(f"WARNING: {changes.lost} of {changes.asked} hosts that were up before are down or failed now: "
                     "the scanner's own network may be broken")
     if of["missing"]:
-        head.append(f"WARNING: {len(of['missing'])} expected services are missing; the scanner may be blind")
+        head.append(f"WARNING: expected and missing: {len(of['missing'])}; the scanner may be blind")
     foot = [f"Ports ignored: {len(changes.ignored)}, by rules: {len({each.rule for each in changes.ignored})}",
             f"Addresses: {len(hosts)}, of them audited: {audited}, down: {down}, not audited: {counts['not audited']}",
             *(f"Note: {shown(remark, 300)}" for remark in run.remarks), f"Raw data: {run.folder}", *(
@@ -1241,11 +1241,11 @@ def columns(each: Finding) -> dict[str, str]:
     """A finding's texts, as strangers wrote them, by column."""
     host, port, rule, name = each.host, each.port, each.rule, "".join(each.host.names[:1])
     return {"HOST": f"{host.address} ({name})" if name else host.address, "ADDRESS": host.address, "NAME": name,
-            "OS": "".join(host.os[:1]), "PROTOCOL": port.protocol, "SERVICE": port.service,
+            "OS": "".join(host.os[:1]), "PROTOCOL": port.protocol, "SERVICE": port.service, "VERSION": port.version,
             "PORT": rule.port if rule and each.change == "missing" else str(port.number) if port.state else "",
-            "STATE": port.state,
-            "STATES": f"{each.before}\u2192{port.state}" if each.change == "changed" else port.state, "VERSION": port.version, "CHANGE": each.change, "FIRST SEEN": each.first_seen,
-            "LINE": str(rule or ""), "GROUP": rule.group if rule else ""}
+            "STATES": f"{each.before}\u2192{port.state}" if each.change == "changed" else port.state,
+            "STATE": port.state, "CHANGE": each.change, "FIRST SEEN": each.first_seen, "LINE": str(rule or ""),
+            "GROUP": rule.group if rule else ""}
 
 def make_csv(findings: Iterable[Finding], headings: bool) -> str:
     """scan_report.csv: RFC 4180, with the byte-order mark that spreadsheets want; empty where there is no row."""
