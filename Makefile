@@ -5,7 +5,6 @@
 ## make check      the tests and their coverage; ARGS="-k word" picks some
 ## make sweep      the audit killed, or refused a write, at every single step
 ## make fuzz       rc files and nmap XML that no one would write; FUZZ="-runs=1000" says how many
-## make bench      speed, against other programs
 ## make dist       the source archive and the wheel, in dist/
 ## make install    program and man pages below PREFIX (/usr/local); make uninstall takes them away
 ## make clean      removes all that came into being here
@@ -39,7 +38,7 @@ install_missing = [ -z "$$missing" ] || { \
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive \
 		apt-get -qq -y --no-install-recommends --no-remove install $$missing >/dev/null; }
 
-.PHONY: help audit test lint types check sweep fuzz bench dist install uninstall clean machine test-machine
+.PHONY: help audit test lint types check sweep fuzz dist install uninstall clean machine test-machine
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -66,10 +65,7 @@ sweep: $(VENV)/test.stamp test-machine
 	$(VENV_PYTHON) test/sweep.py $(ARGS)
 
 fuzz: $(VENV)/fuzz.stamp
-	$(VENV_PYTHON) test/fuzz.py $(FUZZ)
-
-bench: $(VENV)/test.stamp
-	for script in test/bench/*.py; do $(VENV_PYTHON) "$$script" $(ARGS) || exit; done
+	for kind in rc xml; do $(VENV_PYTHON) test/fuzz.py $$kind $(FUZZ) || exit; done
 
 dist: $(VENV)/run.stamp
 	$(PIP) install build
@@ -99,7 +95,7 @@ uninstall:
 	rm -f '$(DESTDIR)$(PREFIX)/share/man/man1/nmap-audit.1' '$(DESTDIR)$(PREFIX)/share/man/man5/nmap-audit.rc.5'
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .benchmarks .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache
+	rm -rf $(VENV) build dist *.egg-info .benchmarks .coverage .coverage.* .fuzz .hypothesis .mypy_cache .pytest_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # ---- What the targets above stand on ---------------------------------------------------------------------------------

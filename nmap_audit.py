@@ -16,7 +16,6 @@ of this file uses itself and the sections above it; inside a section public name
 """
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import csv
@@ -48,7 +47,7 @@ import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from xml.sax import SAXException
 
 from defusedxml.common import DefusedXmlException
@@ -203,7 +202,7 @@ def shown(text: str, width: int = 200) -> str:
     return text if len(text) <= width else text[:max(width - 3, 0)] + "..."
 
 # ---- Reading the rc file --------------------------------------------------------------------------------------------
-RC_BYTES = 8 << 20
+RC_BYTES = 1 << 20
 
 # The grammar knows only shape: words are looked up later, so that a misspelt one is told as such. What is no statement
 # becomes one too (junk), so that one bad line does not hide the mistakes of all others.
@@ -217,7 +216,7 @@ GRAMMAR = r"""
     junk: JUNK _NL
     NAME: /[a-z][^ \t\r\f\v\n=:"]*/i
     _SEPARATOR.2: /=|:(?!:)/
-    VALUE: /(?:"[^"\n]*"|[^ \t\r\f\v\n#])(?:"[^"\n]*"|[^ \t\r\f\v\n]|[ \t\r\f\v]+(?![ \t\r\f\v\n#]))*/
+    VALUE.1: /(?:"[^"\n]*"|[^ \t\r\f\v\n#]|(?<=[=:])#)(?:"[^"\n]*"|[^ \t\r\f\v\n]|[ \t\r\f\v]+(?![ \t\r\f\v\n#]))*/
     JUNK: /[^ \t\r\f\v\na-z#][^\n]*/i
     _NL: /([ \t\r\f\v]*(#[^\n]*)?\n)+/
     %ignore /[ \t\r\f\v]+/
@@ -231,7 +230,7 @@ def read_rc(path: str) -> str:
     except OSError as error:
         raise AuditError(os.EX_NOINPUT, f"{path}: {error.strerror}; --config names the rc file") from None
     if len(data) > RC_BYTES or b"\0" in data:
-        raise AuditError(os.EX_CONFIG, f"{path}:1:1: not a text file of at most 8 MiB; --config names the rc file")
+        raise AuditError(os.EX_CONFIG, f"{path}:1:1: not a text file of at most 1 MiB; --config names the rc file")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -260,12 +259,12 @@ def _line(node: Any, file: str) -> Line:
     return Line(word, str(value), where, where._replace(column=column))
 
 # ---- Understanding the rc file --------------------------------------------------------------------------------------
-MOST_ADDRESSES = 1 << 20
+MOST_ADDRESSES, MOST_LETTERS = 1 << 20, 9999  # of all targets, of one target
 KINDS = {"tcp udp sctp ip": "protocol", "open closed filtered unfiltered open|filtered closed|filtered": "state"}
 RULES = ("ignore", "expect")
 RULE_FIELDS = ("port", "protocol", "state", "service")
 # What says where nmap's output goes or its targets come from, flags bundled before it; and what only begins so.
-REFUSED = re.compile(r"--?([46AFfhnRrvVdq]*[oi]|ap|resu|styl|=|$)")
+REFUSED = re.compile(r"--?([46AFfhnRrvVdq]*[oi]|ap|resu|sty|=|$)")
 NOT_REFUSED = ("open", "osscan-guess", "osscan-limit", "iflist", "ip-options", "initial-rtt-timeout", "host-timeout",
                "noninteractive", "no-stylesheet")
 
@@ -286,7 +285,7 @@ def _nmap(text: str) -> tuple[str, ...]:
         name = word.strip("-").partition("=")[0].replace("_", "-")
         fine = len(name) > 1 and any(long.startswith(name) for long in NOT_REFUSED)
         if REFUSED.match(word) and not fine:
-            raise ValueError(f"'{shown(word, 60)}' is not for here, output and targets are kept; take it out")
+            raise ValueError(f"'{shown(word, 60)}' cannot stand here, it is this program's; take it out")
     return words
 
 def nmap_at(words: Sequence[str]) -> int:
@@ -297,12 +296,12 @@ def count_addresses(target: str) -> int:
     """How many addresses a target is (nmap(1), TARGET SPECIFICATION). ValueError where nmap would read another one."""
     base, slash, mask = target.partition("/")
     width = 128 if ":" in base else 32
-    if not re.fullmatch(r"[A-Za-z0-9.:/,*%_-]+", target):
+    if len(target) > MOST_LETTERS or not re.fullmatch(r"[A-Za-z0-9.:/,*%_-]+", target):
         raise ValueError(f"'{shown(target, 60)}' is no target; write an address, a subnet, a range or a name")
     if slash and not (re.fullmatch(r"0|[1-9][0-9]{0,2}", mask) and int(mask) <= width):
         raise ValueError(f"'{shown(target, 60)}' has no mask that nmap knows; write one from /0 to /{width}")
-    if width == 128:
-        ipaddress.IPv6Address(base)
+    if width == 128 and numeric(base)[0] != 6:
+        raise ValueError(f"'{shown(target, 60)}' is no IPv6 address; write one like 2001:db8::1")
     size = 1 if width == 128 or re.fullmatch(NAME, base, re.ASCII) else math.prod(map(len, octets(base)))
     return size << (width - int(mask or width))
 
@@ -323,15 +322,15 @@ def octets(text: str) -> tuple[frozenset[int], ...]:
                          "to 255 with no 0 in front, ranges from low to high, or a name") from None
 
 NAME = r"(?!-)(?:[\w-]+\.)*(?!0[xX])[\w-]*[A-Za-z][\w-]*\.?"  # not `1234` or `0x7f.1`: resolvers read addresses there
-TARGET = rf"(?:{NAME}|[0-9*,-]+?(?:\.[0-9*,-]+?){{3}}|[^,]*:[^,]*)(?:/[^,]*)?"
+TARGET = re.compile(rf"(?:{NAME}|[0-9*,-]+(?:\.[0-9*,-]+){{3}}|[^,]*:[^,]*)(?:/[^,]*)?", re.ASCII)
 
 def _targets(text: str) -> tuple[str, ...]:
     """The targets of one IPS value: a comma parts them only where whole targets stand on both its sides."""
-    found, rest = list[str](), re.sub(r"\s*,\s*", ",", text)
-    while match := re.match(rf"({TARGET})(?:$|,(?={TARGET}(?:,|$)))", rest, re.ASCII):
-        found.append(match[1])
-        rest = rest[match.end():]
-    return tuple(target for target in [*found, *[rest] * bool(rest)] if count_addresses(target))
+    found: list[str] = []
+    for piece in re.split(r"\s*,\s*", text):
+        whole = [len(each) < MOST_LETTERS and TARGET.fullmatch(each) for each in (*found[-1:], piece)]
+        found[-1:] = [*found[-1:], piece] if all(whole) or not found else [f"{found[-1]},{piece}"]
+    return tuple(target for target in found if count_addresses(target))
 
 class Option(NamedTuple):
     """What a setting's text must match and how it becomes a value of Config, where it may stand, what it is for."""
@@ -364,10 +363,10 @@ class Config:
     """The settings in force, each field with the option that sets it; then what the rc file says beside them."""
     config: str = _opt("", TEXT, "settings", "FILE", "the rc file; always needed", variable=False)
     ips: tuple[str, ...] = _opt((), TEXT, "scanning", "TARGETS", "addresses, subnets, names", _targets, many=True)
-    nmap: tuple[str, ...] = _opt(("nmap", "-F"), TEXT, "scanning", "CMD", "nmap and its options (nmap -F)", _nmap)
+    nmap: tuple[str, ...] = _opt(("nmap", "-F"), rf"(?=.*\w){TEXT}", "scanning", "CMD", "nmap -F, or another", _nmap)
     max_threads: int = _opt(10, "[1-9][0-9]{0,8}", "scanning", "N", "processes at a time: a whole number (10)", int)
-    dir_name: tuple[str, ...] = _opt((), TEXT, "settings", "DIR[,DIR2..]", "where runs are stored",
-                                     lambda text: tuple(re.split(r"\s*,\s*", text)))
+    dir_name: tuple[str, ...] = _opt((), rf"(?=.*[^\s,]){TEXT}", "settings", "DIR[,DIR2..]", "where runs are stored",
+                                     lambda text: tuple(filter(None, map(str.strip, text.split(",")))))
     resume: str | None = _opt(None, "[0-9-]*", "scanning", "[RUN-ID]", "finish the last run or this", variable=False)
     scan_only: bool = _switch("scanning", "scan and store, report nothing")
     process_only: bool = _switch("reporting", "report from what is stored, scan nothing")
@@ -380,7 +379,7 @@ class Config:
                                      many=True)
     email_from: tuple[str, ...] = _opt((), PERSON, "mailing", "ADDR", "the sender's address", _addresses, ("FROM",))
     email_subject: str = _opt("", TEXT, "mailing", "TEXT", "the subject", str, ("SUBJECT",))
-    tell: str = _opt("changes", "changes|always|errors", "mailing", "WHEN", "one of changes, always, errors (changes)")
+    tell: str = _opt("changes", "changes|always|errors", "mailing", "WHEN", "one of changes, always, errors")
     sendmail: str = _opt("", TEXT, "mailing", "PATH", "the program that takes mail", option=False)
     smtp_server: str = _opt("", SERVER, "mailing", "HOST[:PORT]", "the server that takes mail", option=False)
     smtp_tls: str = _opt("none", "none|starttls|tls", "mailing", "HOW", "one of none, starttls, tls", option=False)
@@ -411,7 +410,7 @@ def read_config(blocks: Sequence[Block], options: Sequence[Line], rc_text: str =
     given = _read_lines(options, {option.name: option for option in OPTIONS}, wrong)
     for status, several in ((os.EX_USAGE, wrong), (os.EX_CONFIG, mistakes)):
         if several:
-            raise AuditError(status, "\n".join(f"{where}: {shown(text, 500)}" for where, text in sorted(several)))
+            raise AuditError(status, "\n".join(f"{where}: {shown(text, 900)}" for where, text in sorted(several)))
     targets = [[str(line.value_where) for line in each if line.word.upper() == "IPS"] for each in (options, lines)]
     return Config(**{**found, **given}, groups=groups, ips_where=", ".join(targets[0] or targets[1]), rc_text=rc_text)
 
@@ -420,14 +419,14 @@ def _read_lines(lines: Iterable[Line], known: Mapping[str, Option], mistakes: Mi
     for line in lines:
         option = known.get(line.word.upper())
         if not option:
-            mistakes.append((line.where, _stray(line, VARIABLES, (*TAGS, *RULES), "outside any group")))
+            mistakes.append((line.where, _stray(line, (*VARIABLES, "GROUP"), (*TAGS, *RULES), "outside any group")))
             continue
         name = option.name.lower().replace("-", "_")
         try:
             taken_back = option.many and not line.value and not line.where.line  # by `--email-to=`
             if not taken_back and not re.fullmatch(option.pattern, line.value):
-                what = f"'{shown(line.value, 60)}' cannot be {option.name}" if line.value else "its value is missing"
-                raise ValueError(f"{what}; write {option.metavar or 'one of yes, no'}: {option.help}")
+                what = f"'{shown(line.value, 60)}' cannot be" if line.value else "missing is the value of"
+                raise ValueError(f"{what} {option.name}; write {option.metavar or 'one of yes, no'}: {option.help}")
             value = () if taken_back else option.convert(line.value)
             values[name] = values.get(name, ()) + value if option.many else value
         except ValueError as error:
@@ -444,7 +443,7 @@ def _stray(line: Line, here: Iterable[str], elsewhere: Iterable[str], place: str
 
 def _structure(blocks: Sequence[Block]) -> Iterator[tuple[Where, str]]:
     """What is wrong with the heads of groups and their ends: each group ends, under its own name, before the next."""
-    heads = [head for head, _ in blocks if head]
+    heads = [head._replace(value=shown(" ".join(head.value.split()), 90)) for head, _ in blocks if head]
     names: dict[str, Where] = {}
     for before, head, after in zip([None, *heads], heads, [*heads[1:], None]):
         name = _folded(head.value)
@@ -454,7 +453,8 @@ def _structure(blocks: Sequence[Block]) -> Iterator[tuple[Where, str]]:
             yield head.where, f"group '{head.value}' stands on line {names[name].line} already; give one another name"
         if head.word == "end" and (not before or before.word == "end"):
             yield head.where, "'end' where no group is open; take it out, or write 'group NAME' above"
-        elif head.word == "end" and before and name.replace('"', "") not in ("group", f"group {_folded(before.value)}"):
+        elif head.word == "end" and before and name.replace('"', "") not in (
+                "group", f"group {_folded(before.value)}".replace('"', "")):
             yield head.where, f"'end {head.value}' in group '{before.value}'; write 'end group {before.value}'"
 
 def _folded(name: str) -> str:
@@ -496,15 +496,16 @@ def _read_rule(line: Line, group: str) -> Rule:
                              "write PORT PROTOCOL STATE SERVICE")
     if len(words) != 4:
         lacking = ", ".join(kind for kind in RULE_FIELDS if kind not in kinds)
-        raise ValueError(f"{len(words)} fields in place of four{' (no ' + lacking + ')' if lacking else ''}; "
+        raise ValueError(f"{len(words)} of four fields{' (no ' + lacking + ')' if lacking else ''}; "
                          "write PORT PROTOCOL STATE SERVICE, * for any")
     port, protocol, state, service = (kinds.get(kind, "*") for kind in RULE_FIELDS)
     return Rule(port, protocol, state, service, line.where, group)
 
 def _kind(word: str) -> str:
     if re.fullmatch(r"[0-9]+-[0-9]+|[0-9*]*[0-9][0-9*]*", word):
-        low, dash, high = word.partition("-")
-        if dash and int(low) > int(high) or any(end.isdigit() and int(end[:9]) > 65535 for end in (low, high)):
+        low, _, high = word.partition("-")
+        ends = [int(end) if re.fullmatch("0|[1-9][0-9]{0,4}", end) else 1 << 16 for end in (low, high) if end.isdigit()]
+        if ends != sorted(ends) or max(ends, default=0) > 65535:
             raise ValueError(f"port '{shown(word, 30)}' is over 65535 or runs backwards; write a number, N-M or *")
         return "port"
     return next((kind for words, kind in KINDS.items() if word in words.split()), "service")
@@ -1261,7 +1262,6 @@ def _sorted(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda each: (numeric(each.host.address), each.port.protocol, each.port.number))
 
 def _table(title: str, findings: Sequence[Finding], detail: str, *more: str) -> Section:
-    """Findings as a table; one of hosts has no columns for ports, one of changed ports tells the state before."""
     names = [*(LOW if detail == "low" else FULL), *more]
     if findings and not findings[0].port.state:
         names = ["HOST"]
@@ -1271,7 +1271,6 @@ def _table(title: str, findings: Sequence[Finding], detail: str, *more: str) -> 
         [shown(columns(each)[name], WIDTHS.get(name, 60)) for name in names] for each in _sorted(findings)]
 
 def _not_audited(hosts: Iterable[HostResult]) -> Iterator[Section]:
-    """The hosts that were not audited, a table for each reason, since a thousand of them often have but one."""
     bad = sorted((host for host in hosts if host.outcome not in ("audited", "down")),
                  key=lambda host: (OUTCOMES.index(host.outcome), host.reason))
     for (outcome, reason), several in itertools.groupby(bad, key=lambda host: (host.outcome, host.reason)):
@@ -1361,7 +1360,6 @@ def _to_smtp(data: bytes, config: Config) -> str:
                      for who, (code, why) in refused.items())
 
 # ---- Command line ---------------------------------------------------------------------------------------------------
-POSITIVE = re.compile("^--(csv|human|csv-headings)$")  # Perl's negatable switches; accepted in full only
 FIRST_OF = (os.EX_SOFTWARE, os.EX_IOERR, os.EX_UNAVAILABLE, 2, 0)  # which of its statuses an audit ends with
 
 def show(text: str) -> bool:
@@ -1373,38 +1371,41 @@ def show(text: str) -> bool:
     except (OSError, AttributeError, ValueError) as error:
         raise AuditError(os.EX_IOERR, f"standard output: {error}; give it a place to write to") from None
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise AuditError(os.EX_USAGE, f"{shown(message)}; see nmap-audit --help")
+FLAGS = {option.name.lower(): option for option in OPTIONS if option.option} | {
+    "version": Option("", "settings", "", "the version", name="VERSION"),
+    "help": Option("", "settings", "", "this text", name="HELP")}
 
-def option_parser() -> argparse.ArgumentParser:
-    """What --help prints, and reads options that are written in full or are abbreviated."""
-    parser = _Parser("nmap-audit", add_help=False, usage="%(prog)s --config FILE [OPTION]...",
-                     description="Run nmap on many hosts, drop what the rules of the rc file accept, mail the rest.",
-                     epilog="Options may be abbreviated. See nmap-audit(1) and nmap-audit.rc(5).",
-                     formatter_class=functools.partial(argparse.HelpFormatter, width=80, max_help_position=29))
-    groups = {option.heading: parser.add_argument_group(option.heading) for option in OPTIONS}
-    add = {heading: group.add_argument for heading, group in groups.items()}
-    for name, option in ((option.name.lower(), option) for option in OPTIONS if option.option):
-        more = functools.partial(add[option.heading], f"--{name}", dest=option.name, help=option.help)
-        if not option.metavar:
-            more(action="append_const", const="")
-            parser.add_argument(f"--+{name[3:]}", dest=option.name, action="append_const", const="no",
-                                help=argparse.SUPPRESS)
-        elif option.metavar[0] == "[":
-            more(action="append", metavar=option.metavar.strip("[]"), nargs="?", const="")
-        else:
-            more(action="append", metavar=option.metavar)
-    for name, text in (("version", "the version"), ("help", "this text")):
-        add["settings"](f"--{name}", dest=name.upper(), action="append_const", const="", help=text)
-    return parser
-
-def parse_options(argv: Sequence[str]) -> list[Line]:
+def parse_options(argv: Sequence[str]) -> Iterator[Line]:
     """The command line as settings, read as Perl's Getopt::Long reads it: any case, `-config`, abbreviations."""
-    words = (re.sub("^--?([A-Za-z][^=]*)", lambda match: f"--{match[1].lower()}", word, 1) for word in argv)
-    words = (re.sub("^--no(?=[hc])", "--no-", POSITIVE.sub(r"--+\1", word)) for word in words)
-    given = vars(option_parser().parse_args(list(words)))
-    return [Line(name, value, *[Where(f"--{name.lower()}")] * 2) for name in given for value in given[name] or ()]
+    rest = list(reversed(argv))
+    while rest:
+        word = rest.pop()
+        match = re.fullmatch("--?([A-Za-z][^=]*)(=.*)?", word, re.DOTALL)
+        option = match and _option_named(match[1].lower())
+        takes = option.metavar[:1] if option else ""  # "[": a value that may be left out
+        if not match or not option or (match[2] if not takes else takes != "[" and not match[2] and not rest):
+            raise AuditError(os.EX_USAGE, f"'{shown(word, 60)}': no option, or a value too many or few; see --help")
+        positive = match[1].lower() in ("csv", "human", "csv-headings")  # of Perl's negatable switches
+        value = match[2] and match[2][1:]
+        if value is None and takes and rest and (takes != "[" or rest[-1][:1] != "-"):
+            value = rest.pop()
+        yield Line(option.name, "no" if positive else value or "", *[Where(f"--{option.name.lower()}")] * 2)
+
+def _option_named(word: str) -> Option:
+    name = re.sub("^(no(?=[ch])|(?=(csv|human|csv-headings)$))", "no-", word)
+    hits = [name] if name in FLAGS else [each for each in FLAGS if each.startswith(name)]
+    if len(hits) != 1:
+        what = f"may be --{', --'.join(hits)}; write it in full" if hits else "unknown" + _meant(word, FLAGS, "--help")
+        raise AuditError(os.EX_USAGE, f"--{shown(word, 60)}: {what}")
+    return FLAGS[hits[0]]
+
+def help_text() -> str:
+    """--help, from the tables: 80 columns, a block for each heading."""
+    text = "Usage: nmap-audit --config FILE [OPTION]...\nRun nmap on many hosts, drop what is accepted, mail the rest."
+    for heading in dict.fromkeys(option.heading for option in FLAGS.values()):
+        rows = ((f"--{name} {each.metavar}", each.help) for name, each in FLAGS.items() if each.heading == heading)
+        text += f"\n\n{heading.capitalize()}:\n" + "\n".join(f"  {flag:<26}{what}" for flag, what in rows)
+    return text + "\n\nOptions may be abbreviated. See nmap-audit(1) and nmap-audit.rc(5).\n"
 
 def catch_signals() -> None:
     """From now on a signal ends the program, once; one that is ignored (nohup's SIGHUP) stays so."""
@@ -1572,10 +1573,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return os.EX_SOFTWARE
 
 def _run(argv: Sequence[str]) -> int:
-    lines = parse_options(argv)
+    lines = list(parse_options(argv))
     given = {line.word: line.value for line in lines}
     if given.keys() & {"HELP", "VERSION"}:
-        show(option_parser().format_help() if "HELP" in given else f"nmap-audit {__version__}\n")
+        show(help_text() if "HELP" in given else f"nmap-audit {__version__}\n")
         return 0
     catch_signals()
     if not (path := given.get("CONFIG")):

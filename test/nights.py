@@ -76,8 +76,7 @@ class Nights:
         place.mkdir(parents=True)
         before = set(self.runs)
         result = self.run("--config", self.config, *argv, env=env)
-        if place.exists():      # KEEP-RUNS may have taken it
-            place.rmdir()
+        place.rmdir()
         made = sorted(set(self.runs) - before)
         assert len(made) == 1, result
         return Night(*result, made[0])

@@ -1,11 +1,10 @@
-"""The man pages say what the program does, and are clean mdoc."""
+"""The man pages and README.md say what the program does; the pages are clean mdoc."""
 
-import datetime
+import ast
 import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,11 +20,15 @@ TEMPLATE = ROOT / "nmap-audit.rc"
 SECTIONS = {
     COMMAND: ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "OUTCOMES", "THE REPORT",
               "ENVIRONMENT", "FILES", "EXIT STATUS", "EXAMPLES", "DIAGNOSTICS", "SEE ALSO",
-              "HISTORY", "AUTHORS", "CAVEATS", "SECURITY CONSIDERATIONS"],
+              "HISTORY", "AUTHORS", "CAVEATS", "BUGS", "SECURITY CONSIDERATIONS"],
     FORMAT: ["NAME", "DESCRIPTION", "LINE FORMAT", "VARIABLES", "GROUPS", "TAGS", "RULES",
              "EXTENSIONS", "FILES", "EXAMPLES", "DIAGNOSTICS", "COMPATIBILITY", "SEE ALSO",
              "CAVEATS"],
 }
+README, CHANGES = ROOT / "README.md", ROOT / "CHANGES.md"
+POSITIVE = {"--csv", "--human", "--csv-headings", "--nocsv"}    # Perl's; --help does not list them
+NMAP = {"--privileged", "--version-light", "--append-output", "--stylesheet", "--host-timeout", "--open",
+        "--excludefile", "--exclude-file", "--datadir", "--servicedb", "--versiondb", "--script-args-file"}
 VARIABLES = [option for option in nmap_audit.OPTIONS if option.variable]
 EITHER = pytest.mark.parametrize("page", [COMMAND, FORMAT], ids=lambda page: str(page.name))
 
@@ -100,18 +103,53 @@ def test_the_page_has_the_variables_of_the_table() -> None:
 def test_variable_and_option_name_each_other(option: nmap_audit.Option) -> None:
     """rc(5) names the option of every variable, and nmap-audit(1) the variable of every option."""
     variable = item(FORMAT, "VARIABLES", f"Ic {option.name}")
-    if option.flag is None:
+    if not option.option:
         assert "No option." in variable
     else:
-        flag = f"Fl {option.flag[1:]}"
+        flag = f"Fl -{option.name.lower()}"
         assert f".{flag} ." in variable
         after = item(COMMAND, "OPTIONS", flag).partition("In the file:\n")[2]
-        assert f".Ic {option.name}" in after
+        assert all(f".Ic {name}" in after for name in (option.name, *option.aliases))
 
 
 def test_an_option_without_variable_names_none() -> None:
-    for option in set(man_options()) - {option.flag for option in VARIABLES}:
+    for option in set(man_options()) - {f"--{option.name.lower()}" for option in VARIABLES}:
         assert "In the file:" not in item(COMMAND, "OPTIONS", f"Fl {option[1:]}")
+
+
+def strays(words) -> list[str]:
+    """The words that begin no option."""
+    known = help_options() | POSITIVE | NMAP
+    return [word for word in words if not any(option.startswith(word.lower()) for option in known)]
+
+
+@EITHER
+def test_a_page_names_no_option_that_is_not_there(page: Path) -> None:
+    """Wherever it stands; it may be abbreviated, and what is nmap's is known by name."""
+    assert strays(f"-{name}" for name in re.findall(r"\bFl (-[a-z-]*)", page.read_text())) == []
+
+
+@EITHER
+def test_a_page_names_no_variable_that_is_not_there(page: Path) -> None:
+    named = set(re.findall(r"\bIc ([A-Z][A-Z-]+)(?=[ \n])", page.read_text()))
+    assert named - {"SMTP-"} <= set(nmap_audit.VARIABLES)
+
+
+@pytest.mark.parametrize("path", [README, CHANGES, TEMPLATE], ids=lambda path: str(path.name))
+def test_no_other_text_names_what_is_not_there(path: Path) -> None:
+    """A word of capitals with a dash is a variable."""
+    text = path.read_text()
+    assert strays(re.findall(r"(?<![\w-])--[A-Za-z][a-zA-Z-]*", text)) == []
+    names = set(re.findall(r"(?<![\w$/-])[A-Z]+-[A-Z]+(?:-[A-Z]+)*(?![\w-])", text))
+    assert names <= set(nmap_audit.VARIABLES)
+
+
+def test_the_defaults_of_the_pages_are_those_of_the_program() -> None:
+    config = nmap_audit.Config()
+    for name, default in (("NMAP", f"Ql {' '.join(config.nmap)} ."), ("MAX-THREADS", f" {config.max_threads}."),
+                          ("DETAIL", f"Cm {config.detail} ,"), ("TELL", f"Cm {config.tell} ."),
+                          ("SMTP-TLS", f"Cm {config.smtp_tls} .")):
+        assert default in item(FORMAT, "VARIABLES", f"Ic {name}").partition("The default is")[2], name
 
 
 def test_the_template_names_every_variable() -> None:
@@ -127,15 +165,26 @@ def test_the_template_names_every_variable() -> None:
 # ---- The rest of the command --------------------------------------------------------------------
 
 
+def exit_statuses() -> set[int]:
+    """Every os.EX_ of the module, but for what stands in for the status of an nmap that could not start."""
+    tree = ast.parse((ROOT / "nmap_audit.py").read_text())
+    output = {id(node.args[0]) for node in ast.walk(tree) if isinstance(node, ast.Call)
+              and isinstance(node.func, ast.Name) and node.func.id == "Output"}
+    return {getattr(os, node.attr) for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+            and node.attr.startswith("EX_") and id(node) not in output}
+
+
 def test_the_exit_statuses_are_those_of_the_program() -> None:
-    listed = re.findall(r"^\.It (\d+)$", section(COMMAND, "EXIT STATUS"), re.M)
-    assert [int(status) for status in listed] == sorted(s for s in nmap_audit.STATUSES if s < 128)
-    assert "\n.It 128+ Ns Ar n\n" in section(COMMAND, "EXIT STATUS")
+    """sysexits.h's that the module names; 0, 2 for an incomplete audit, 128 + n for a signal."""
+    text = section(COMMAND, "EXIT STATUS")
+    listed = [int(status) for status in re.findall(r"^\.It (\d+)$", text, re.M)]
+    assert listed == sorted({0, 2} | exit_statuses()) and len(listed) > 8
+    assert "\n.It 128+ Ns Ar n\n" in text
 
 
-def test_every_error_exits_with_a_listed_status() -> None:
-    statuses = {error.status for error in nmap_audit.AuditError.__subclasses__()}
-    assert statuses <= set(nmap_audit.STATUSES)
+def test_the_order_of_the_exit_statuses() -> None:
+    named = re.search(r"the first of: a signal, ([\d, ]+)\.", section(COMMAND, "EXIT STATUS"))
+    assert named and tuple(map(int, named[1].split(", "))) == nmap_audit.FIRST_OF
 
 
 def test_version() -> None:
@@ -163,7 +212,7 @@ def test_the_example_has_an_integer_version() -> None:
 
 def form(value: object) -> object:
     """What a value is made of; of several members or rows, the one is as good as the other."""
-    if isinstance(value, dict) and all(re.match(r"\d", key) for key in value):
+    if isinstance(value, dict) and not all(re.fullmatch(r"[a-z_]+", key) for key in value):
         return [form(each) for each in value.values()][:1]
     if isinstance(value, dict):
         return {key: form(each) for key, each in value.items()}
@@ -172,18 +221,62 @@ def form(value: object) -> object:
 
 @pytest.mark.skipif(not shutil.which("nmap"), reason="nmap is not installed")
 def test_the_example_is_like_a_real_run_json(rc, run, tmp_path) -> None:
-    here = ("127.0.0.1", 0)
-    with socket.create_server(here) as one, socket.create_server(here) as two:
-        ports = [server.getsockname()[1] for server in (one, two)]
-        path = rc(f"IPS 127.0.0.1\nDIR-NAME {tmp_path}/runs\n"
-                  f"NMAP nmap -sT -n -p {ports[0]},{ports[1]}\n"
-                  f"group a\nip *\nignore {ports[0]} tcp open *\nend group a\n")
-        assert run("--config", path).status == 0
+    path = rc(f"IPS 127.0.0.1\nIPS nosuch.invalid\nDIR-NAME {tmp_path}/runs\nNMAP nmap -n -F\n")
+    assert run("--config", path).status == 2
     record, = (json.loads(file.read_text()) for file in tmp_path.glob("runs/*/run.json"))
     shown = example()
-    for key in set(shown) - {"state", "unresolved"}:
+    assert list(record) == list(shown)
+    for key in set(shown) - {"state"}:
         assert form(record[key]) == form(shown[key]), key
-    assert "rule" in record["ignored"][0] and "rule" not in record["findings"][0]
+
+
+# ---- The reports that are shown -----------------------------------------------------------------
+
+
+def host(address: str, outcome: str = "audited", reason: str = "", **more) -> nmap_audit.HostResult:
+    return nmap_audit.HostResult(address, outcome, reason, **more)
+
+
+def made(folder: str, hosts: list, findings: list, ignored=()) -> str:
+    """A report at DETAIL low, as the program makes it."""
+    run = nmap_audit.Run(Path(folder), {each.address: each for each in hosts}, {})
+    changes = nmap_audit.Changes(tuple(findings), 0, 0, tuple(ignored))
+    return nmap_audit.make_report(run, changes, detail="low", headings=True).text
+
+
+def test_the_report_of_the_page_is_one_of_the_program() -> None:
+    folder = "/var/lib/nmap-audit/20261124-021500"
+    web = host("192.0.2.12", names=("web1.example.net",))
+    slow = host("192.0.2.77", "timed out", "its --host-timeout passed", file=f"{folder}/192.0.2.77.xml")
+    others = [f"192.0.2.{number}" for number in range(1, 255) if number not in (12, 77)]
+    hosts = [web, slow, *map(host, others[:40]), *(host(address, "down") for address in others[40:])]
+    rules = [nmap_audit.Rule("*", "tcp", "open", "*", nmap_audit.Where("x.rc", line, 1), "x") for line in range(9)]
+    ignored = [nmap_audit.Finding(web, "standing", nmap_audit.Port(number, "tcp", "open"), rule=rules[number % 9])
+               for number in range(118)]
+    finding = nmap_audit.Finding(web, "new", nmap_audit.Port(8080, "tcp", "open", "http-proxy"), "2026-11-24")
+    report = made(folder, hosts, [finding], ignored)
+    assert report in displays(COMMAND)
+
+
+def test_the_report_of_the_readme_is_one_of_the_program() -> None:
+    """Its numbers and its folder are those of a real run."""
+    shown = re.search(r"^    (1 of 1 hosts.*?Raw data: (\S+))$", README.read_text(), re.M | re.S)
+    assert shown
+    here = host("127.0.0.1", names=("localhost",))
+    findings = [nmap_audit.Finding(here, "first look", nmap_audit.Port(number, "tcp", "open", service))
+                for number, service in ((22, "ssh"), (25, "smtp"), (631, "ipp"))]
+    assert made(shown[2], [here], findings) == shown[1].replace("\n    ", "\n") + "\n"
+
+
+def test_the_readme_opens_with_two_commands() -> None:
+    assert re.findall(r"^    (make \w+)", README.read_text(), re.M)[:2] == ["make audit", "make test"]
+
+
+def test_the_outcomes_and_changes_of_the_page() -> None:
+    found = re.findall(r"^\.It ([a-z ]+)$", section(COMMAND, "OUTCOMES"), re.M)
+    assert sorted(found) == sorted(nmap_audit.OUTCOMES)
+    found = re.findall(r"^\.It ([a-z ]+)$", section(COMMAND, "THE REPORT"), re.M)
+    assert sorted(found) == sorted(nmap_audit.TITLES)
 
 
 def test_the_columns_of_the_csv() -> None:
@@ -229,13 +322,13 @@ def test_the_orders_of_a_rule_s_fields_are_one_rule() -> None:
     lines = re.findall(r"^ignore .*$", part, re.M)
     text = "group example\nip *\n" + "\n".join(lines) + "\nend group\n"
     config = nmap_audit.read_config(nmap_audit.parse_rc(text, "example.rc"), ())
-    port, day = nmap_audit.Port(25, "tcp", "open", "smtp"), datetime.date(2026, 11, 24)
+    port = nmap_audit.Port(25, "tcp", "open", "smtp")
     others = (replace(port, number=26), replace(port, protocol="udp"),
               replace(port, state="closed"), replace(port, service="smtps"))
     assert len(lines) == len(config.groups[0].ignores) == 3
     for rule in config.groups[0].ignores:
-        assert nmap_audit.accepts(rule, port, day)
-        assert not any(nmap_audit.accepts(rule, other, day) for other in others)
+        assert nmap_audit.accepts(rule, port)
+        assert not any(nmap_audit.accepts(rule, other) for other in others)
 
 
 # ---- The pages as mdoc --------------------------------------------------------------------------

@@ -1066,9 +1066,9 @@ DETAIL lots                         #6:8 one of
 QUIET perhaps                       #7:7 one of
 EMAIL-TO not an address at all      #8:10 address
 NMAP nmap -oX x                     #9:6 -oX
-NMAP "nmap 'x"                      #10:6 quot
+NMAP nmap 'x                        #10:6 quot
 TELL sometimes                      #11:6 one of
-KEEP-RUNS -1                        #12:11 whole number
+MAX-THREADS -1                      #12:13 whole number
 ignore 25 tcp open smtp             #13:1 group
 = x                                 #14:1 word
 SMTP-SERVER a b                     #15:13 HOST
@@ -1088,13 +1088,13 @@ group wrong fields                  #
     ignore 70000 tcp open x         #29:12 65535
     ignore 9-5 tcp open x           #30:12 backwards
     ignore 25 tcp open a b          #31:12 kind
-    ignore 25 tcp open x until 2027-02-30   #32:12 month
-    ignore 25 tcp open x until soon #33:12 date
+    ignore 25-30-40 tcp open x      #32:12 kind
+    ignore 25 tcp open              #33:12 four
     ip 10.0.0.9-10.0.0.1            #34:8 range
     ip fe80::/200                   #35:8 fe80
     IPS 10.0.0.1                    #36:5 above
     ingore 25 tcp open smtp         #37:5 ignore
-    expect                          #38:5 expect
+    expect                          #38:5 fields
 end group wrong                     #39:1 wrong fields
 group Twice                         #
     os Linux                        #
@@ -1174,7 +1174,7 @@ NMAP nmap -sS -p1-65535 "--script" default
 group mail servers
     ip 192.0.2.25
     ip 192.0.2.32/28
-    ignore 25 tcp open smtp until 2027-03-31
+    ignore 25 tcp open smtp
     expect 993/tcp open imaps
 end group mail servers
 group windows

@@ -1,5 +1,4 @@
 """Which findings the rules of the rc file accept."""
-import datetime
 import itertools
 import re
 from dataclasses import replace
@@ -16,7 +15,6 @@ from nmap_audit import Changes, Finding, HostResult, Port, Run
 HOST = HostResult("192.0.2.25", "audited", names=("mail.example.net", "smtp.example.org"),
                   os=("Linux 5.4", "Linux Linux"), looked=(("tcp", "1-65535"),))
 SMTP = Port(25, "tcp", "open", "smtp", "Postfix smtpd")
-DAY = datetime.date(2031, 3, 1)
 
 
 def read(text):
@@ -27,10 +25,10 @@ def group(*lines, tag="ip *", name="g"):
     return "\n".join([f"group {name}", tag, *lines, f"end group {name}"]) + "\n"
 
 
-def judge(text, *ports, host=HOST, day=DAY):
+def judge(text, *ports, host=HOST):
     """The changes of a run of one host, once the rules were heard."""
     host = replace(host, ports=ports) if ports else host
-    run = Run(Path(f"{day:%Y%m%d}-020000"), {host.address: host}, {})
+    run = Run(Path("20310301-020000"), {host.address: host}, {})
     found = Changes(tuple(Finding(host, "new", port) for port in host.ports), 0, 0)
     return nmap_audit.find(run, found, read(text))
 
@@ -191,16 +189,7 @@ def test_a_rule_of_a_group_of_others_does_not_help():
     assert not ignored("25 tcp open smtp", tag="ip 192.0.2.26")
 
 
-# ---- Until, expect -----------------------------------------------------------------------------
-
-@pytest.mark.parametrize("days, accepted, lapsing", (
-    (-100, False, 1), (-1, False, 1), (0, False, 1), (1, True, 1), (14, True, 1), (15, True, 0), (1000, True, 0)))
-@pytest.mark.parametrize("word", ("ignore", "expect"))
-def test_until(word, days, accepted, lapsing):
-    text = group(f"{word} 25 tcp open smtp until {DAY + datetime.timedelta(days=days)}")
-    changes = judge(text, SMTP)
-    assert (not changes.findings, len(changes.lapsing)) == (accepted, lapsing)
-
+# ---- Expect ------------------------------------------------------------------------------------
 
 def test_what_is_expected_is_accepted():
     changes = judge(group("expect 25 tcp open smtp"), SMTP)
@@ -213,11 +202,6 @@ def test_what_is_expected_is_accepted():
 def test_what_is_expected_and_not_there_is_missing(port):
     changes = judge(group("expect 25 tcp open smtp"), port)
     assert [each.change for each in changes.findings if each.change == "missing"] == ["missing"]
-
-
-def test_an_expect_of_a_lapsed_date_is_not_missed():
-    text = group("expect 25 tcp open smtp until 2031-02-01")
-    assert not judge(text, host=replace(HOST, ports=())).findings
 
 
 def test_expected_closed():

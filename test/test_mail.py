@@ -392,7 +392,7 @@ def test_a_server_without_starttls_gets_nothing(nights, serve):
     assert night.status == 69 and "STARTTLS" in night.err and server.mails == []
 
 
-@pytest.mark.parametrize("password, status", (("secret", 0), ("hunter2", 69)))
+@pytest.mark.parametrize("password, status", (("secret", 0), ("hunter2", 69)), ids=("right", "wrong"))
 def test_login(nights, serve, authority, tmp_path, password, status):
     server = serve(tls_context=context(authority), auth_require_tls=True, auth_required=True)
     (tmp_path / "password").write_text(f"{password}\n")

@@ -127,7 +127,7 @@ def test_the_examples_of_the_template_are_right(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, program, '--config', 'all.rc', '--dir-name', 'runs'],
                           cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode in (65, 66) and 'all.rc:' not in done.stderr, done.stderr
-    assert examples().count('\ngroup ') == 6 and '\n# IPS ' not in examples()
+    assert examples().count('\ngroup ') == 5 and '\n# IPS ' not in examples()
 
 
 # ---- Installed ---------------------------------------------------------------------------------

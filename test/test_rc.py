@@ -15,7 +15,6 @@ DATA = Path(__file__).parent / "data" / "rc"
 VALID, INVALID = (sorted((DATA / name).glob("*.rc")) for name in ("valid", "invalid"))
 TAGS = ("ip", "hostname", "os")
 SETTINGS = [option.name.lower().replace("-", "_") for option in nmap_audit.OPTIONS if option.name != "CONFIG"]
-A_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 
 each_valid = pytest.mark.parametrize("path", VALID, ids=lambda path: path.stem)
 each_invalid = pytest.mark.parametrize("path", INVALID, ids=lambda path: path.stem)
@@ -29,17 +28,17 @@ def dump(text, file):
     """What an rc file says, as plain values: settings that are not the default, and its groups."""
     found, default = config(text, file), nmap_audit.Config()
     settings = {name: getattr(found, name) for name in SETTINGS if getattr(found, name) != getattr(default, name)}
-    tags = {block.head.where: [f"{line.word.lower()} {line.value}" for line in block.lines if line.word.lower() in TAGS]
-            for block in nmap_audit.parse_rc(text, file) if block.head}
-    groups = [{"name": group.name, "line": group.where.line, "tags": tags[group.where],
+    blocks = [block for block in nmap_audit.parse_rc(text, file) if block[0] and block[0].word == "group"]
+    groups = [{"name": group.name, "line": head.where.line,
+               "tags": [f"{line.word.lower()} {line.value}" for line in lines if line.word.lower() in TAGS],
                "ignore": [rule_text(rule) for rule in group.ignores],
-               "expect": [rule_text(rule) for rule in group.expects]} for group in found.groups]
+               "expect": [rule_text(rule) for rule in group.expects]}
+              for (head, lines), group in zip(blocks, found.groups, strict=True)]
     return {"settings": settings, "groups": groups}
 
 
 def rule_text(rule):
-    until = f" until {rule.until}" if rule.until else ""
-    return f"{rule.where.line}: {rule.port} {rule.protocol} {rule.state} {rule.service}{until}"
+    return f"{rule.where.line}: {rule.port} {rule.protocol} {rule.state} {rule.service}"
 
 
 def mistakes(text, file="nmap-audit.rc"):
@@ -58,13 +57,13 @@ def test_folders_are_not_empty():
 @each_valid
 def test_valid(path, golden):
     text = json.dumps(dump(nmap_audit.read_rc(str(path)), path.name), indent=1, ensure_ascii=False) + "\n"
-    golden(f"rc/valid/{path.stem}.json", text, keep=A_DATE.findall(text))
+    golden(f"rc/valid/{path.stem}.json", text)
 
 
 @each_invalid
 def test_invalid(path, golden):
     text = mistakes(nmap_audit.read_rc(str(path)), path.name) + "\n"
-    golden(f"rc/invalid/{path.stem}.err", text, keep=A_DATE.findall(text))
+    golden(f"rc/invalid/{path.stem}.err", text)
 
 
 def test_no_expectation_without_its_file():
@@ -141,9 +140,9 @@ def test_a_keyword_is_a_whole_word(word):
 @pytest.mark.parametrize("wrong, right", [
     ("IPZ 192.0.2.1", "IPS"), ("EMAILTO a@example.net", "EMAIL-TO"), ("ip-s 192.0.2.1", "IPS"),
     ("Max-Thread 5", "MAX-THREADS"), ("DIRNAME /a", "DIR-NAME"), ("no-cvs", "NO-CSV"), ("froom a@example.net", "FROM"),
-    ("groups a", "group"), ("grup a", "group"), ("group a\nhostnam www\nend group", "hostname"),
+    ("groups a", "GROUP"), ("grup a", "GROUP"), ("group a\nhostnam www\nend group", "hostname"),
     ("group a\nignor 1 tcp open a\nend group", "ignore"),
-    ("group a\nexpct 1 tcp open a\nend group", "expect"), ("DETAIL mediun", "medium"), ("TELL error", "errors"),
+    ("group a\nexpct 1 tcp open a\nend group", "expect"),
 ])
 def test_did_you_mean(wrong, right):
     assert f"; did you mean '{right}'?" in mistakes(wrong)
@@ -156,7 +155,7 @@ def test_did_you_mean(wrong, right):
     'end group "mail servers"', "end group mail servers # so"])
 def test_ends_of_a_group(end):
     group, = config(f"group Mail servers\nip *\nignore 25 tcp open smtp\n{end}\nQUIET").groups
-    assert (group.name, group.where.line) == ("Mail servers", 1)
+    assert group.name == "Mail servers"
 
 
 @pytest.mark.parametrize("end", [
