@@ -963,7 +963,7 @@ async def _end(process: asyncio.subprocess.Process, readers: Sequence[asyncio.Ta
     """Ends a process with its group, which is asked first and killed two seconds later, and what still reads of it."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.returncode is None or not all(reader.done() for reader in readers):
-            with contextlib.suppress(ProcessLookupError, asyncio.TimeoutError):
+            with contextlib.suppress(ProcessLookupError, asyncio.TimeoutError, asyncio.CancelledError):
                 os.killpg(process.pid, number)
                 await asyncio.wait_for(process.wait(), 2)
     for reader in readers:
@@ -1023,7 +1023,7 @@ class Scanner(Shell):
         if not self.record["listed"]:
             await self._list()
         hosts = read_run(self.folder).hosts
-        self.total = len(hosts)
+        self.total = len(hosts) - len(self.record["unresolved"])
         await self._scan([host.address for host in hosts.values() if host.outcome == "not scanned"])
 
     async def _list(self) -> None:

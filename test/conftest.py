@@ -339,3 +339,10 @@ def real_nmap():
 def need(problem):
     if problem:
         pytest.skip(problem)
+
+
+def pytest_collection_modifyitems(items):
+    """One Postfix at a time: what needs it runs in one worker."""
+    for item in items:
+        if "postfix" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("postfix"))

@@ -323,6 +323,7 @@ class Postfix:
     """
 
     def __enter__(self):
+        os.umask(0o022)                              # the program leaves 077 behind where it ran in this process
         self.folder = Path(tempfile.mkdtemp(prefix="na-postfix-"))
         self.folder.chmod(0o755)                     # Postfix's own users have to pass
         self.sendmail, user = self.folder / "sendmail", pwd.getpwnam("postfix")
