@@ -2,7 +2,8 @@
 ## make test       everything below up to check: what has to pass before a change lands
 ## make lint       flake8, and vermin for the oldest Python
 ## make types      mypy
-## make check      the tests and their coverage; ARGS="-k word" picks some
+## make check      the tests; ARGS="-k word" picks some
+## make coverage   the tests, and which lines and branches they reach
 ## make sweep      the audit killed, or refused a write, at every single step
 ## make fuzz       rc files and nmap XML that no one would write; FUZZ="-runs=1000" says how many
 ## make dist       the source archive and the wheel, in dist/
@@ -15,7 +16,7 @@ DESTDIR ?=
 ARGS ?=
 FUZZ ?= -max_total_time=60
 # what the tests start, beside nmap-audit itself
-TEST_PACKAGES = nmap postfix strace mandoc iproute2 iptables man-db groff cron
+TEST_PACKAGES = nmap postfix strace mandoc iproute2 iptables man-db groff cron libreoffice-calc
 
 VENV = .venv
 VENV_PYTHON = $(VENV)/bin/python3
@@ -38,7 +39,7 @@ install_missing = [ -z "$$missing" ] || { \
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive \
 		apt-get -qq -y --no-install-recommends --no-remove install $$missing >/dev/null; }
 
-.PHONY: help audit test lint types check sweep fuzz dist install uninstall clean machine test-machine
+.PHONY: help audit test lint types check coverage sweep fuzz dist install uninstall clean machine test-machine
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -56,6 +57,9 @@ types: $(VENV)/test.stamp
 	$(VENV_PYTHON) -m mypy
 
 check: $(VENV)/test.stamp test-machine
+	$(VENV_PYTHON) -m pytest -n 2 --dist loadgroup --timeout 300 $(ARGS)
+
+coverage: $(VENV)/test.stamp test-machine
 	$(VENV_PYTHON) -m coverage erase
 	$(VENV_PYTHON) -m coverage run -m pytest -n 2 --dist loadgroup --timeout 300 $(ARGS)
 	$(VENV_PYTHON) -m coverage combine --quiet

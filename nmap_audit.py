@@ -1316,7 +1316,6 @@ def make_message(body: str, attachment: str, config: Config) -> EmailMessage:
 
 def send_mail(data: bytes, config: Config) -> str:
     """Delivers a mail to those its headers name; says whom the server refused. AuditError (69) if nobody got it."""
-    import ssl
     if program := config.sendmail or (not config.smtp_server and find_program("sendmail")):
         return _to_sendmail(program, data)
     for wait in (*SMTP_WAITS, 0):
@@ -1324,7 +1323,8 @@ def send_mail(data: bytes, config: Config) -> str:
             return _to_smtp(data, config)
         except OSError as error:  # smtplib's errors are OSErrors, too
             codes = [getattr(error, "smtp_code", 0), *(code for code, _ in getattr(error, "recipients", {}).values())]
-            if not wait or max(codes) >= 500 or isinstance(error, ssl.SSLError):
+            final = max(codes) >= 500 or re.search("SSL|NotSupported|NotFound|Permission", type(error).__name__)
+            if final or not wait:
                 raise AuditError(os.EX_UNAVAILABLE, f"mail not delivered: {shown(str(error), 300)}") from None
         time.sleep(wait)
     return ""

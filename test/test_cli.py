@@ -190,8 +190,9 @@ def test_values_with_commas_and_repeated_options():
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_a_value_that_is_not_there(run, rc, name):
-    argv = [] if name == "config" else ["--config", rc("IPS 127.0.0.1")]
+def test_a_value_that_is_not_there(run, rc, fake, tmp_path, name):
+    fake("nmap", hosts={})
+    argv = [] if name == "config" else ["--config", rc(f"IPS 127.0.0.1\nDIR-NAME {tmp_path}/runs")]
     assert f"--{name}" in one_usage_error(run(*argv, f"--{name}"))
 
 

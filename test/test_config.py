@@ -123,12 +123,14 @@ def test_no_mail_addresses(text):
     assert refusal(f"EMAIL-TO {text}").status == 78
 
 
-@pytest.mark.parametrize("name", ["DIR-NAME", "EMAIL-TO", "IPS", "EMAIL-FROM", "NMAP"])
-@pytest.mark.parametrize("value", [",", " , ", '" "', "''"])
+ODD = [("NMAP", ","), ("NMAP", " , "), ("DIR-NAME", "''"), ("EMAIL-TO", "''"), ("EMAIL-FROM", "''")]  # but values
+
+
+@pytest.mark.parametrize("name, value", [
+    (name, value) for name in ("DIR-NAME", "EMAIL-TO", "IPS", "EMAIL-FROM", "NMAP")
+    for value in (",", " , ", '" "', "''") if (name, value) not in ODD])
 def test_values_of_nothing(name, value):
     """They must not pass for no value at all: the audit would go somewhere else."""
-    if (name, value) in (("NMAP", ","), ("NMAP", " , "), ("DIR-NAME", "''"), ("EMAIL-TO", "''"), ("EMAIL-FROM", "''")):
-        pytest.skip("a value, although an odd one")
     assert refusal(f"{name} {value}").status == 78
     option = f"--{name.lower()}"
     assert refusal("", f"{option}={value.strip(chr(34))}").status == 64
