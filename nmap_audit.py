@@ -364,10 +364,10 @@ class Config:
     config: str = _opt("", TEXT, "settings", "FILE", "the rc file; always needed", variable=False)
     ips: tuple[str, ...] = _opt((), TEXT, "scanning", "TARGETS", "addresses, subnets, names", _targets, many=True)
     nmap: tuple[str, ...] = _opt(("nmap", "-F"), rf"(?=.*\w){TEXT}", "scanning", "CMD", "nmap -F, or another", _nmap)
-    max_threads: int = _opt(10, "[1-9][0-9]{0,8}", "scanning", "N", "processes at a time: a whole number (10)", int)
+    max_threads: int = _opt(10, "[1-9][0-9]{0,8}", "scanning", "N", "processes at a time: a whole number from 1", int)
     dir_name: tuple[str, ...] = _opt((), rf"(?=.*[^\s,]){TEXT}", "settings", "DIR[,DIR2..]", "where runs are stored",
                                      lambda text: tuple(filter(None, map(str.strip, text.split(",")))))
-    resume: str | None = _opt(None, "[0-9-]*", "scanning", "[RUN-ID]", "finish the last run or this", variable=False)
+    resume: str | None = _opt(None, "[0-9-]*", "scanning", "[RUN-ID]", "go on with an unfinished run", variable=False)
     scan_only: bool = _switch("scanning", "scan and store, report nothing")
     process_only: bool = _switch("reporting", "report from what is stored, scan nothing")
     detail: str = _opt("low", "(?i:none|low|med|medium|high)", "reporting", "LEVEL", "one of none, low, med, high",
@@ -749,9 +749,9 @@ def read_record(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     except (OSError, ValueError, RecursionError, LookupError, AttributeError, TypeError):
         return {}, (f"{folder}/run.json cannot be read; its XML is read instead",)
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path, record: dict[str, Any] | None = None) -> Run:
     """What a run directory, or any folder with nmap's XML, holds: a result for each address that was asked for."""
-    record, remarks = read_record(folder)
+    record, remarks = (record, ()) if record else read_record(folder)
     own = bool(record) or any((folder / name).exists() for name in ("targets.xml", "targets6.xml"))
     results, more = _read_files(folder, own)
     found = merged(results)
@@ -775,7 +775,6 @@ def _recorded(folder: Path, address: str, found: HostResult | None, record: Mapp
     return host if note["outcome"] == "audited" else replace(host, outcome=note["outcome"], reason=note["reason"])
 
 def _read_files(folder: Path, own: bool) -> tuple[list[HostResult], tuple[str, ...]]:
-    """The results in a folder's files that hold nmap's XML, whatever they are called; and remarks."""
     results, remarks = list[HostResult](), list[str]()
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if not path.is_file() or path.name.startswith("."):
@@ -984,12 +983,14 @@ def batch_results(output: Output, batch: Sequence[str], opened: bool) -> dict[st
         for host in judge(document, "", strict=not opened, asked=batch[0] if opened else ""):
             found.setdefault(host.address, (host, data))
     listed = sum(host.outcome != "down" for address, (host, _) in found.items() if address in batch)
-    results = {}
+    others, results = found.keys() - set(batch), {}
     for address in batch:
         host, data = found.get(address) or (_unlisted(document, address, listed, len(batch)), output.out)
         if output.status:
             how = f"by {signal.Signals(-output.status).name}" if output.status < 0 else f"with status {output.status}"
             host = replace(host, outcome="failed", reason=f"nmap ended {how}: {_last_words(output.err)}".rstrip(": "))
+        elif others:
+            host = replace(host, outcome="cut off", reason=f"nmap lists {shown(', '.join(others), 60)}, not asked for")
         results[address] = replace(host, address=address, seconds=round(output.seconds, 1)), data
     return results
 
@@ -1027,7 +1028,6 @@ class Scanner(Shell):
         await self._scan([host.address for host in hosts.values() if host.outcome == "not scanned"])
 
     async def _list(self) -> None:
-        """Has nmap expand the targets, IPv4 and IPv6 apart; stores its lists, notes what does not resolve."""
         words = list_words(nmap_words(self.config.nmap))
         for name, six in (("targets.xml", False), ("targets6.xml", True)):
             targets = [each for each in self.config.ips if ("-6" in words or ":" in each) == six]
@@ -1066,7 +1066,6 @@ class Scanner(Shell):
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _batch(self, batch: Sequence[str], again: bool = False) -> None:
-        """Scans a batch; an address whose nmap died, or whose result is cut off, is tried once more, alone."""
         words = nmap_words(self.config.nmap)
         words += ["-6"] * (":" in batch[0] and "-6" not in words)
         zones = {target.partition("%")[0]: target for target in self.config.ips if "%" in target}
@@ -1174,12 +1173,12 @@ def find(run: Run, changes: Changes, groups: Sequence[Group]) -> Changes:
     members = {address: [group for group in groups if any(tag(host) for tag in group.tags)]
                for address, host in run.hosts.items()}
     told, ignored = list[Finding](), list[Finding]()
-    for finding in changes.findings:
+    for finding in (each for each in changes.findings if each.port.state != "closed"):
         rules = (rule for group in members[finding.host.address] for rule in (*group.ignores, *group.expects)
                  if finding.change in PORT_CHANGES and accepts(rule, finding.port))
         if rule := next(rules, None):
             ignored.append(replace(finding, rule=rule))
-        elif finding.port.state != "closed":
+        else:
             told.append(finding)
     told += (Finding(host, "missing", Port(_int(rule.port), rule.protocol, rule.state, rule.service), rule=rule)
              for host in run.hosts.values() if host.outcome == "audited"
@@ -1235,7 +1234,8 @@ def make_report(run: Run, changes: Changes, *, detail: str, headings: bool) -> R
     bad = list(_not_audited(hosts))
     tables = [] if detail == "none" else [_table(title, of[change], detail) for change, title in TITLES.items()]
     more = _everything(hosts, changes) if detail == "high" else []
-    return Report(_lay_out(head, [*bad, *tables, *more], foot), _lay_out(head, bad, foot),
+    events = [_table(TITLES[change], of[change], detail) for change in ("host gone", "host new", "regrouped")]
+    return Report(_lay_out(head, [*bad, *tables, *more], foot), _lay_out(head, [*bad, *events], foot),
                   make_csv(changes.findings, headings), counts)
 
 def columns(each: Finding) -> dict[str, str]:
@@ -1321,11 +1321,12 @@ def send_mail(data: bytes, config: Config) -> str:
     for wait in (*SMTP_WAITS, 0):
         try:
             return _to_smtp(data, config)
-        except OSError as error:  # smtplib's errors are OSErrors, too
+        except (OSError, ValueError) as error:  # smtplib's errors are OSErrors, too
             codes = [getattr(error, "smtp_code", 0), *(code for code, _ in getattr(error, "recipients", {}).values())]
-            final = max(codes) >= 500 or re.search("SSL|NotSupported|NotFound|Permission", type(error).__name__)
+            final = max(codes) >= 500 or re.search("SSL|NotSupported|NotFound|Permission|Value", type(error).__name__)
             if final or not wait:
-                raise AuditError(os.EX_UNAVAILABLE, f"mail not delivered: {shown(str(error), 300)}") from None
+                raise AuditError(os.EX_UNAVAILABLE, f"mail not delivered by {config.smtp_server or 'localhost'}: "
+                                 f"{shown(str(error), 300)}") from None
         time.sleep(wait)
     return ""
 
@@ -1336,8 +1337,9 @@ def _to_sendmail(program: str, data: bytes) -> str:
                            timeout=SENDMAIL_SECONDS, check=True, start_new_session=True)
         except (OSError, subprocess.SubprocessError) as error:
             said.seek(0)
-            why = f"{shown(str(error))} {_last_words(said.read(ERROR_BYTES).decode('utf-8', 'replace'))}"
-            raise AuditError(os.EX_UNAVAILABLE, f"mail not delivered: {why}") from None
+            how = getattr(error, "strerror", "") or f"status {getattr(error, 'returncode', 'none in time')}"
+            why = f"{program}: {how} {_last_words(said.read(ERROR_BYTES).decode('utf-8', 'replace'))}"
+            raise AuditError(os.EX_UNAVAILABLE, f"mail not delivered: {why.rstrip()}") from None
     return ""
 
 def _to_smtp(data: bytes, config: Config) -> str:
@@ -1435,7 +1437,7 @@ class Audit(Scanner):
             self.scan_targets()
             self._send_kept()
             self.record |= {"status": "finished", "ended": time.strftime(TIME)}
-            run = replace(read_run(self.folder), record=self.record)
+            run = read_run(self.folder, self.record)
             if config.scan_only:
                 self._note([run], told=False)
                 self.statuses += [2 * (host.outcome not in ("audited", "down")) for host in run.hosts.values()]
@@ -1453,7 +1455,6 @@ class Audit(Scanner):
         return folder, record
 
     def _take_up(self) -> tuple[Path, dict[str, Any]]:
-        """An unfinished run, its whole results kept. AuditError where there is none, or it asked for something else."""
         config, directory = self.config, self.config.folders[0]
         runs = [run for run in map(read_run, list_runs(directory)) if config.resume in ("", run.folder.name)
                 and run.record.get("status", "finished") != "finished"]
@@ -1470,9 +1471,9 @@ class Audit(Scanner):
     def process(self) -> None:
         """A report of what is stored."""
         runs = [read_run(_stored(path)) for path in self.config.folders]
-        if not any(run.hosts for run in runs):
-            complain("\n".join(itertools.chain(*(run.remarks for run in runs))))
-            raise AuditError(os.EX_DATAERR, f"{runs[0].folder}: holds no nmap XML; --dir-name names what to process")
+        for run in (run for run in runs if not run.hosts):
+            complain("\n".join(run.remarks))
+            raise AuditError(os.EX_DATAERR, f"{run.folder}: holds no nmap XML; --dir-name names what to process")
         untold = [run for run in runs if run.record.get("status") == "finished" and not run.record["told"]
                   and list_runs(run.folder.parent)[-1:] == [run.folder]]
         self.report(runs, untold, scanned=False)
@@ -1482,7 +1483,7 @@ class Audit(Scanner):
         config, states = self.config, [last_told(run, self.config.groups) for run in runs]
         known = [state for state, _ in states if state is not None]
         run = replace(runs[0], hosts=merged(itertools.chain(*(run.hosts.values() for run in runs))))
-        before = dict(itertools.chain(*(state.items() for state in known)))
+        before = dict(sorted(itertools.chain(*(state.items() for state in known)), key=lambda item: item[1].run_id))
         changes = find(run, fold(before, run, config.groups)[1], config.groups)
         remarks = itertools.chain(*(run.remarks for run in runs), *(remarks for _, remarks in states),
                                   (f"with the results in {run.folder}" for run in runs[1:]))
@@ -1495,7 +1496,6 @@ class Audit(Scanner):
         self.statuses.append(2 * bool(report.counts["not audited"]))
 
     def _tell(self, folder: Path, report: Report, untold: Sequence[Run], *, first: bool, scanned: bool) -> None:
-        """Keeps a report where it belongs and, where TELL wants that, prints or mails it; then it is told."""
         config, counts = self.config, report.counts
         changed = first or counts["findings"] or counts["gone"] or counts["missing"]
         wanted = config.tell == "always" or counts["not audited"] or config.tell == "changes" and changed
@@ -1511,6 +1511,8 @@ class Audit(Scanner):
             if data:
                 self.keep(path, data)
         self._note(untold, told=False)
+        if config.no_human and not mail and (counts["not audited"] or counts["gone"]):
+            say(text)  # what no row of the table says must not be lost
         if self._mail(mail, unsent, text) if mail else not wanted or self.attempt(
                 show, table if config.no_human else text) is not None:
             self._note(untold, told=True)
@@ -1536,7 +1538,6 @@ class Audit(Scanner):
             return not waits and self.attempt(show, text) is not None
 
     def _send_kept(self) -> None:
-        """Sends what could not be delivered before, oldest first, until one still cannot be."""
         for unsent in sorted((self.config.folders[0] / "unsent").glob("[!.]*.eml")):
             if not self._mail(unsent.read_bytes(), unsent, ""):
                 return
@@ -1547,7 +1548,6 @@ class Audit(Scanner):
                 self._note([run], told=True)
 
 def _stored(path: Path) -> Path:
-    """The folder that --process-only reads for a DIR-NAME: its newest finished run, or itself. AuditError for none."""
     runs = [] if RUN_ID.fullmatch(path.name) else list_runs(path)
     finished = [run for run in runs if read_record(run)[0].get("status", "finished") == "finished"]
     if not path.is_dir() or runs and not finished:
@@ -1584,8 +1584,8 @@ def _run(argv: Sequence[str]) -> int:
     text = read_rc(path)
     config = read_config(parse_rc(text, path), lines, text)
     half = ("SCAN-ONLY" in given) - ("PROCESS-ONLY" in given)  # where the file names the other half, this one wins
-    if config.scan_only and config.process_only and not half:
-        raise AuditError(os.EX_USAGE, "--scan-only: stands beside --process-only; give one of them, or neither")
+    if config.process_only and (config.scan_only and not half or config.resume is not None and half <= 0):
+        raise AuditError(os.EX_USAGE, "--process-only: stands beside --scan-only or --resume; give one of them")
     for name, bits in ((path, 0o022 * (os.geteuid() == 0)), (config.smtp_password_file, 0o077)):
         with contextlib.suppress(OSError):
             found = os.stat(name)

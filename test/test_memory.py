@@ -1,4 +1,5 @@
 """What a run remembers of those before it: new, standing, changed, gone, and what is no baseline."""
+import time
 import collections
 import datetime
 import json
@@ -804,3 +805,32 @@ def test_a_long_history_by_its_functions(tmp_path, seed):
         record["state"] = nmap_audit.state_json(after)
         (folder / "run.json").write_text(json.dumps(record))
         assert nmap_audit.read_state(json.loads(json.dumps(record["state"]))) == after
+
+
+def test_two_scanners_in_any_order_have_the_newest_baseline(nights, tmp_path, run, rc, fake):
+    """What the last look at an address told counts, whichever directory is named first."""
+    first, second = tmp_path / "one", tmp_path / "two"
+    for folder, ports in ((first, [[25], [80]]), (second, [[25]])):
+        fake("nmap", hosts={"10.0.0.1": {"ports": ports}})
+        assert run("--config", rc(f"IPS 10.0.0.1\nDIR-NAME {folder}\nQUIET")).status == 0
+        time.sleep(1.1)
+    told = {run("--config", rc("QUIET"), "--process-only", "--tell", "always", "--dir-name", f"{one},{two}").out
+            .splitlines()[0] for one, two in ((first, second), (second, first))}
+    assert len(told) == 1
+
+
+def test_no_table_never_hides_who_was_not_audited_or_is_gone(run, rc, fake, tmp_path):
+    path = rc(f"IPS 10.0.0.1-2\nDIR-NAME {tmp_path}/runs\nQUIET\nNO-HUMAN\ngroup all\nip *\nignore * * * *\nend group")
+    fake("nmap", hosts={"10.0.0.1": {"ports": [[25]]}, "10.0.0.2": {"ports": [[25]]}})
+    assert run("--config", path) == (0, "", "")
+    fake("nmap", hosts={"10.0.0.1": {"ports": [[25]], "fault": {"exit": 1}}})
+    result = run("--config", path)
+    assert (result.status, result.out) == (2, "") and "Not audited (1)" in result.err and "Hosts gone" in result.err
+
+
+def test_a_directory_without_results_is_never_passed_over(run, rc, fake, tmp_path):
+    fake("nmap", hosts={"10.0.0.1": {"ports": [[25]]}})
+    assert run("--config", rc(f"IPS 10.0.0.1\nDIR-NAME {tmp_path}/runs\nQUIET")).status == 0
+    (tmp_path / "empty").mkdir()
+    result = run("--config", rc("QUIET"), "--process-only", "--dir-name", f"{tmp_path}/runs,{tmp_path}/empty")
+    assert result.status == 65 and f"{tmp_path}/empty" in result.err
