@@ -1220,7 +1220,7 @@ def make_report(run: Run, changes: Changes, *, detail: str, headings: bool) -> R
     audited, down = (sum(host.outcome == outcome for host in hosts) for outcome in ("audited", "down"))
     counts = {"findings": sum(len(of[change]) for change in PORT_CHANGES), "new": len(of["new"]),
               "gone": len(of["gone"]) + len(of["host gone"]), "missing": len(of["missing"]),
-              "not audited": len(hosts) - audited - down}
+              "not audited": len(hosts) - audited - down, "regrouped": len(of["regrouped"])}
     head = [f"{audited} of {len(hosts) - down} hosts audited, {counts['findings']} findings, {counts['gone']} gone"]
     if changes.lost * 2 > changes.asked:
         head.append(f"WARNING: {changes.lost} of {changes.asked} hosts that were up before are down or failed now: "
@@ -1497,7 +1497,7 @@ class Audit(Scanner):
 
     def _tell(self, folder: Path, report: Report, untold: Sequence[Run], *, first: bool, scanned: bool) -> None:
         config, counts = self.config, report.counts
-        changed = first or counts["findings"] or counts["gone"] or counts["missing"]
+        changed = first or counts["findings"] or counts["gone"] or counts["missing"] or counts["regrouped"]
         wanted = config.tell == "always" or counts["not audited"] or config.tell == "changes" and changed
         text, table = report.head if config.no_human else report.text, "" if config.no_csv else report.csv
         mail = make_message(text, table, config).as_bytes() if wanted and config.email_to else b""

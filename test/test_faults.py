@@ -1326,3 +1326,10 @@ def test_E4_relative_names(audit, fake, run, tmp_path):
     assert "Standing" in result.out
     result = run("--config", "my.rc", "--process-only", cwd=tmp_path / "here")
     assert result.status == 0 and first(result)[:2] == (1, 1)
+
+
+@pytest.mark.xfail(strict=True, reason="there is no --test-config yet, which is to say so before anything is scanned")
+@pytest.mark.parametrize("fault", ["S10 NMAP nmap -sS", "E4 DIR-NAME runs", "S15 NMAP nmap --open -F"])
+def test_S10_E4_S15_are_told_beforehand(run, rc, fault):
+    result = run("--config", rc(f"IPS 127.0.0.1\n{fault.split(maxsplit=1)[1]}"), "--test-config")
+    assert result.status == 0 and fault.split()[1] in result.out

@@ -118,14 +118,6 @@ def test_M2_sendmail_leaves_a_child_that_holds_its_pipes(nights, inside, fake, t
     assert time.monotonic() - started < 20 and night.status in (0, 69)
 
 
-@pytest.mark.parametrize("name", ("M3", "M4"))
-def test_M3_M4_are_told_of_in_the_tests_of_smtp(name):
-    """test_mail.py: they need a server that answers so."""
-    text = (Path(__file__).parent / "test_mail.py").read_text()
-    assert {"M3": "test_one_of_several_recipients_is_refused",
-            "M4": "test_a_wrong_certificate_is_refused"}[name] in text
-
-
 BAD_TEXTS = ("a\nBcc: x@example.net", "a\rb", "a\x00b", "a\x1bb", "a\x85b", "a\u2028Bcc: x@example.net", "a\x0bb")
 
 
@@ -351,3 +343,18 @@ def test_H1_an_apostrophe_is_all_that_is_added(sent, nights):
     """Plain text stays as it is."""
     night = nights.audit({A: up((25, "tcp", "open", "smtp", "Postfix (x) a-b=c+d@e"))})
     assert read_csv((night.folder / "scan_report.csv").read_bytes().decode())[0]["Version"] == "Postfix (x) a-b=c+d@e"
+
+
+@pytest.mark.xfail(strict=True, reason="there is no HTML yet: report.html and the mail's alternative come later")
+def test_H2_html_is_escaped(nights):
+    night = nights.audit({A: up((25, "tcp", "open", "smtp", "<script>\"onload=&"))})
+    assert "<script>" not in (night.folder / "report.html").read_text()
+
+
+def test_H8_a_host_that_moves_into_an_accepted_group_is_told_at_once(nights):
+    """A forged name can hide findings: that it changed the group is told even when nothing else is."""
+    nights.rules = ("group mail\n hostname mail*\n ignore 25 tcp open *\nend group mail\n"
+                    "group web\n hostname web*\n ignore * tcp open *\nend group web")
+    nights.audit({A: up(25, names=["mail.example.net"])})
+    night = nights.audit({A: up(25, names=["web.example.net"])})
+    assert any("changed group" in title for title in night.tables) and "changed group" in night.out

@@ -374,7 +374,7 @@ def test_tls(nights, serve, authority, tmp_path):
 
 @pytest.mark.parametrize("how", ("starttls", "tls"))
 @pytest.mark.parametrize("wrong", ("authority", "name"))
-def test_a_wrong_certificate_is_refused(nights, serve, authority, tmp_path, how, wrong):
+def test_M4_a_wrong_certificate_is_refused(nights, serve, authority, tmp_path, how, wrong):
     """And nothing is sent in plain text in its place."""
     ours = context(authority, "localhost" if wrong == "authority" else "mail.example.net")
     server = serve(**{"ssl" if how == "tls" else "tls_context": ours})
@@ -385,7 +385,7 @@ def test_a_wrong_certificate_is_refused(nights, serve, authority, tmp_path, how,
     assert len(list((nights.directory / "unsent").iterdir())) == 1
 
 
-def test_a_server_without_starttls_gets_nothing(nights, serve):
+def test_M4_a_server_without_starttls_gets_nothing(nights, serve):
     server = serve()
     nights.rules = f"SMTP-SERVER localhost:{server.port}\nSMTP-TLS starttls"
     night = nights.audit({A: up(25)}, *TO)
@@ -393,7 +393,7 @@ def test_a_server_without_starttls_gets_nothing(nights, serve):
 
 
 @pytest.mark.parametrize("password, status", (("secret", 0), ("hunter2", 69)), ids=("right", "wrong"))
-def test_login(nights, serve, authority, tmp_path, password, status):
+def test_M4_login(nights, serve, authority, tmp_path, password, status):
     server = serve(tls_context=context(authority), auth_require_tls=True, auth_required=True)
     (tmp_path / "password").write_text(f"{password}\n")
     (tmp_path / "password").chmod(0o600)
@@ -413,7 +413,7 @@ def test_a_password_file_that_is_not_there(nights, serve, tmp_path):
     assert night.status == 69 and "nowhere" in night.err and server.mails == []
 
 
-def test_a_busy_server_is_asked_again(nights, serve):
+def test_M4_a_busy_server_is_asked_again(nights, serve):
     server = serve({"DATA": ["451 try again later"]})
     nights.rules = f"SMTP-SERVER 127.0.0.1:{server.port}"
     night = nights.audit({A: up(25)}, *TO)
@@ -428,7 +428,7 @@ def test_a_busy_server_is_asked_again(nights, serve):
     pytest.param({"RCPT": ["550 nobody"]}, 69, 0, id="5xx for the recipient"),
     pytest.param({"DATA": ["drop"]}, 0, 1, id="dropped in DATA"),
     pytest.param({"DATA": ["drop"] * 99}, 69, 0, id="dropped for ever")))
-def test_answers(nights, serve, inside, answers, status, mails):
+def test_M4_answers(nights, serve, inside, answers, status, mails):
     server = serve(answers)
     nights.run = inside
     nights.rules = f"SMTP-SERVER 127.0.0.1:{server.port}"
@@ -438,7 +438,7 @@ def test_answers(nights, serve, inside, answers, status, mails):
     assert len(night.err.splitlines()) == (status == 69)
 
 
-def test_one_of_several_recipients_is_refused(nights, serve):
+def test_M3_one_of_several_recipients_is_refused(nights, serve):
     server = serve({"b@example.net": ["550 nobody"] * 9})
     nights.rules = f"SMTP-SERVER 127.0.0.1:{server.port}\nEMAIL-TO a@example.net, b@example.net, c@example.net"
     night = nights.audit({A: up(25)})
