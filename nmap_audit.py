@@ -1021,14 +1021,17 @@ class Scanner(Shell):
             self.save()
 
     async def _run(self) -> None:
+        self.words = nmap_words(self.config.nmap)
         if not self.record["listed"]:
             await self._list()
-        hosts = read_run(self.folder).hosts
+        hosts = read_run(self.folder, self.record).hosts
+        if not hosts:
+            raise AuditError(os.EX_CONFIG, f"{self.config.ips_where}: every address of IPS is excluded; change one")
         self.total = len(hosts) - len(self.record["unresolved"])
         await self._scan([host.address for host in hosts.values() if host.outcome == "not scanned"])
 
     async def _list(self) -> None:
-        words = list_words(nmap_words(self.config.nmap))
+        words = list_words(self.words)
         for name, six in (("targets.xml", False), ("targets6.xml", True)):
             targets = [each for each in self.config.ips if ("-6" in words or ":" in each) == six]
             if not targets:
@@ -1040,10 +1043,8 @@ class Scanner(Shell):
             if output.status or not stored or read_xml(io.BytesIO(output.out)).problem:
                 unresolved, reason = targets, f"nmap could not list it: {_last_words(output.err)}"
             self.record["unresolved"] |= {shown(target): reason for target in unresolved}
-        self.save()
-        if not read_run(self.folder).hosts:
-            raise AuditError(os.EX_CONFIG, f"{self.config.ips_where}: every address of IPS is excluded; change one")
         self.record["listed"] = True
+        self.save()
 
     async def _scan(self, addresses: Sequence[str]) -> None:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # a process needs three files, for a moment four
@@ -1066,8 +1067,7 @@ class Scanner(Shell):
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _batch(self, batch: Sequence[str], again: bool = False) -> None:
-        words = nmap_words(self.config.nmap)
-        words += ["-6"] * (":" in batch[0] and "-6" not in words)
+        words = [*self.words, *["-6"] * (":" in batch[0] and "-6" not in self.words)]
         zones = {target.partition("%")[0]: target for target in self.config.ips if "%" in target}
         asked = [zones.get(address, address) for address in batch]
         output = await run_nmap([*words, "-oX", "-", "--", *asked], HOST_BYTES * len(batch))
