@@ -319,7 +319,7 @@ def test_rules(word, rule, port, hidden):
 def test_expected_and_missing():
     text = "group a\nip *\nexpect 22 tcp open ssh\nexpect 25 tcp open smtp\nend group"
     missing, = found(text, host()).findings
-    assert (missing.change, missing.port.number, missing.rule.where.line) == ("missing", 22, 3)
+    assert (missing.change, missing.port.number, missing.rules[0].where.line) == ("missing", 22, 3)
     assert not found(text, host(ports=(), outcome="failed")).findings
     assert not found(text.replace("22", "22*").replace("25 tcp", "22 tcp"),
                      host(ports=[Port(22, "tcp", "open", "ssh"), Port(22, "tcp", "open", "smtp")])).findings

@@ -181,8 +181,8 @@ def test_any_rule_of_any_group():
 
 def test_which_rule_it_was():
     text = "\n\n" + group("ignore 80 tcp open *", "ignore 25 tcp open *")
-    rule = judge(text, SMTP).ignored[0].rule
-    assert (str(rule), rule.group, rule.where.line) == ("rc:6", "g", 6)
+    rule = judge(text, SMTP).ignored[0].rules[0]
+    assert (rule.where.short, rule.group, rule.where.line) == ("rc:6", "g", 6)
 
 
 def test_a_rule_of_a_group_of_others_does_not_help():

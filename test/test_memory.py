@@ -721,7 +721,7 @@ def test_a_long_history(nights, fake, tmp_path, monkeypatch, seed):
     fake("sendmail")
     nights.fake = lambda name, **_: None
     nights.ips = f"10.0.0.1-{len(HOSTS)}"
-    nights.rules = "EMAIL-TO root@example.net\nTELL always"
+    nights.rules = "EMAIL-TO root@example.net\nTELL always\nBATCH 1"
     fake("nmap", text=FAST_NMAP)
     monkeypatch.setenv("WORLD", str(tmp_path / "world"))
     for index in range(30):

@@ -237,7 +237,7 @@ def found(run, groups, state=None):
 def told(changes):
     """What a report would tell, but for which rule it was that accepts a port."""
     return sorted({(each.host.address, each.change, each.port.key, each.port.state,
-                    str(each.rule and (each.rule.port, each.rule.protocol, each.rule.state, each.rule.service)))
+                    str([rule.fields for rule in each.rules]))
                    for each in changes.findings})
 
 
