@@ -7,7 +7,7 @@
 ## make sweep      the audit killed, or refused a write, at every single step
 ## make fuzz       rc files and nmap XML that no one would write; FUZZ="-runs=1000" says how many
 ## make dist       the source archive and the wheel, in dist/
-## make install    program and man pages below PREFIX (/usr/local); make uninstall takes them away
+## make install    program, man pages, completions and units below PREFIX (/usr/local); make uninstall takes them away
 ## make clean      removes all that came into being here
 
 PYTHON ?= python3
@@ -16,17 +16,23 @@ DESTDIR ?=
 ARGS ?=
 FUZZ ?= -max_total_time=60
 # what the tests start, beside nmap-audit itself
-TEST_PACKAGES = nmap postfix strace mandoc iproute2 iptables man-db groff cron libreoffice-calc
+TEST_PACKAGES = nmap postfix strace mandoc iproute2 iptables man-db groff cron libreoffice-calc systemd zsh
 
 VENV = .venv
 VENV_PYTHON = $(VENV)/bin/python3
 PIP = $(VENV_PYTHON) -m pip --quiet --disable-pip-version-check
 LIBRARY = $(PREFIX)/lib/nmap-audit
+BASH_COMPLETION = share/bash-completion/completions/nmap-audit
+ZSH_COMPLETION = share/zsh/site-functions/_nmap-audit
+UNITS = lib/systemd/system
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # a list of setup.cfg: $(call listed,SECTION,KEY)
 listed = $(VENV_PYTHON) -c 'import configparser; file = configparser.ConfigParser(); \
 	file.read("setup.cfg"); print(file["$1"]["$2"])'
+
+# an example that names the program where it is installed: $(call named,FILE)
+named = sed 's,/usr/local/bin/nmap-audit,$(PREFIX)/bin/nmap-audit,' 'man/examples/$1'
 
 # the Debian packages named in $missing, announced and installed; nothing that is there is removed
 install_missing = [ -z "$$missing" ] || { \
@@ -91,12 +97,18 @@ install: $(VENV)/run.stamp
 	umask 022; cd '$(CURDIR)' && \
 		install -D -m 644 man/nmap-audit.1 '$(DESTDIR)$(PREFIX)/share/man/man1/nmap-audit.1' && \
 		install -D -m 644 man/nmap-audit.rc.5 '$(DESTDIR)$(PREFIX)/share/man/man5/nmap-audit.rc.5' && \
-		install -D -m 644 nmap-audit.rc '$(DESTDIR)$(PREFIX)/share/doc/nmap-audit/nmap-audit.rc'
+		install -D -m 644 nmap-audit.rc '$(DESTDIR)$(PREFIX)/share/doc/nmap-audit/nmap-audit.rc' && \
+		install -D -m 644 man/examples/bash/nmap-audit '$(DESTDIR)$(PREFIX)/$(BASH_COMPLETION)' && \
+		install -D -m 644 man/examples/zsh/_nmap-audit '$(DESTDIR)$(PREFIX)/$(ZSH_COMPLETION)' && \
+		install -d -m 755 '$(DESTDIR)$(PREFIX)/share/doc/nmap-audit/examples' '$(DESTDIR)$(PREFIX)/$(UNITS)' && \
+		$(call named,nmap-audit.cron) > '$(DESTDIR)$(PREFIX)/share/doc/nmap-audit/examples/nmap-audit.cron' && \
+		$(call named,nmap-audit.service) > '$(DESTDIR)$(PREFIX)/$(UNITS)/nmap-audit.service' && \
+		$(call named,nmap-audit.timer) > '$(DESTDIR)$(PREFIX)/$(UNITS)/nmap-audit.timer'
 
 uninstall:
 	rm -rf '$(DESTDIR)$(LIBRARY)' '$(DESTDIR)$(PREFIX)/share/doc/nmap-audit'
-	rm -f '$(DESTDIR)$(PREFIX)/bin/nmap-audit'
-	rm -f '$(DESTDIR)$(PREFIX)/share/man/man1/nmap-audit.1' '$(DESTDIR)$(PREFIX)/share/man/man5/nmap-audit.rc.5'
+	cd '$(DESTDIR)$(PREFIX)' && rm -f bin/nmap-audit share/man/man1/nmap-audit.1 share/man/man5/nmap-audit.rc.5 \
+		$(BASH_COMPLETION) $(ZSH_COMPLETION) $(UNITS)/nmap-audit.service $(UNITS)/nmap-audit.timer
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .benchmarks .coverage .coverage.* .fuzz .hypothesis .mypy_cache .pytest_cache

@@ -418,7 +418,7 @@ def _read_lines(lines: Iterable[Line], readers: Mapping[str, Callable[[Line], T]
 def _stray(line: Line, here: list[str]) -> str:
     word, inside = shown(line.word, 30), "ip" in here
     if not word:
-        return f"'{shown(line.value, 30)}' begins with no word; write WORD VALUE, or # before a comment"
+        return f"'{shown(line.value.rstrip(), 30)}' begins with no word; write WORD VALUE, or # before a comment"
     if line.word.upper() in VARIABLES or line.word.lower() in (*TAGS, *RULES):
         return (f"'{word}' stands {'inside a' if inside else 'outside any'} group; variables stand above the groups, "
                 "tags and rules inside one")
@@ -1078,11 +1078,11 @@ def noted(host: HostResult) -> dict[str, Any]:
 PORT_CHANGES = ("new", "changed", "first look", "standing")
 LAPSE_DAYS = 14  # before its end a rule is named
 
-def differing(rule: Rule, fields: Fields) -> list[str]:
-    """The fields in which a rule does not match a port."""
+def accepts(rule: Rule, fields: Fields) -> bool:
+    """Whether all four fields of a rule match those of a port."""
     low, dash, high = rule.fields[0].partition("-")
     number = int(low) <= int(fields[0]) <= int(high) if dash else like(low, fields[0])
-    return [name for name, well in zip(FIELDS, [number, *map(like, rule.fields[1:], fields[1:])]) if not well]
+    return number and all(map(like, rule.fields[1:], fields[1:]))
 
 def groups_of(host: HostResult, groups: Iterable[Group]) -> tuple[Group, ...]:
     """The groups that a host is in."""
@@ -1094,13 +1094,13 @@ def find(run: Run, changes: Changes, groups: Sequence[Group]) -> Changes:
     late = str(datetime.date.fromisoformat(day) + datetime.timedelta(days=LAPSE_DAYS))
     members = {address: groups_of(host, groups) for address, host in run.hosts.items()}
     @functools.lru_cache(maxsize=1 << 16)
-    def accepting(asked: tuple[Group, ...], port: Port) -> tuple[Rule, ...]:
+    def accepting(asked: tuple[Group, ...], shown_as: Fields) -> tuple[Rule, ...]:
         return tuple(rule for group in asked for rule in group.rules
-                     if not (rule.until and rule.until <= day) and not differing(rule, port.fields))
+                     if accepts(rule, shown_as) and not (rule.until and rule.until <= day))
     told, ignored = list[Finding](), list[Finding]()
     for finding in (each for each in changes.findings if each.port.state != "closed"):
         asked = members[finding.host.address] if finding.change in PORT_CHANGES else ()
-        rules = accepting(asked, finding.port)
+        rules = accepting(asked, finding.port.fields)
         (ignored if rules else told).append(replace(finding, rules=rules) if rules else finding)
     told += (Finding(host, "missing", Port(_int(rule.fields[0]), *rule.fields[1:]), rules=(rule,))
              for host in run.hosts.values() if host.outcome == "audited"
@@ -1111,7 +1111,7 @@ def find(run: Run, changes: Changes, groups: Sequence[Group]) -> Changes:
 
 def met(rule: Rule, host: HostResult) -> bool:
     """Whether a host shows what a rule expects; `closed` is shown too by a port that was looked at and not listed."""
-    if any(not differing(rule, port.fields) for port in host.ports):
+    if any(accepts(rule, port.fields) for port in host.ports):
         return True
     port, protocol, state, _ = rule.fields
     return state == "closed" and port.isdigit() and looked_at(host.looked, int(port), protocol) \
@@ -1206,8 +1206,8 @@ def make_report(run: Run, changes: Changes, *, detail: str, headings: bool) -> R
                "not audited": len(hosts) - audited - down}
     head, foot = _head(counts, changes, len(hosts)), _foot(run, changes, counts, detail)
     bad = [*_not_audited(hosts), (f"Rules that lapse ({len(changes.lapsing)})", ("LINE", "GROUP", "UNTIL", "RULE"), [
-        (rule.where.short, shown(rule.group, 30), rule.until, shown(" ".join(rule.fields), 60))
-        for rule in changes.lapsing])]
+        (rule.where.short, shown(rule.group, 30), rule.until + " (ended)" * (rule.until <= run_day(run)),
+         shown(" ".join(rule.fields), 60)) for rule in changes.lapsing])]
     tables = {change: _table(title, of.get(change, []), detail) for change, title in TITLES.items()}
     body = [] if detail == "none" else [*tables.values()]
     body += _everything(hosts, changes) if detail == "high" else []

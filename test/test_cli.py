@@ -17,7 +17,8 @@ VALUES = {"config": "FILE", "ips": "192.0.2.1", "email-to": "root@example.net", 
 LEGACY = {**SWITCHES, **{name: name.upper() for name in VALUES}}
 POSITIVE = {"csv": "NO-CSV", "human": "NO-HUMAN", "csv-headings": "NO-CSV-HEADINGS"}
 NEW = {"resume": ["--resume", "20261124-020000"], "tell": ["--tell", "always"], "batch": ["--batch", "7"],
-       "keep-runs": ["--keep-runs", "9"], "baseline": ["--baseline", "20261124-020000"], "fail-on": ["--fail-on", "new,gone"]}
+       "keep-runs": ["--keep-runs", "9"], "baseline": ["--baseline", "20261124-020000"],
+       "fail-on": ["--fail-on", "new,gone"]}
 XML = """<?xml version="1.0"?>
 <!DOCTYPE nmaprun>
 <nmaprun scanner="nmap" start="1795485600" version="7.93"><scaninfo type="syn" protocol="tcp" numservices="2"

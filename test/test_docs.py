@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 
 import nmap_audit
+from nights import up
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND, FORMAT = ROOT / "man" / "nmap-audit.1", ROOT / "man" / "nmap-audit.rc.5"
 TEMPLATE = ROOT / "nmap-audit.rc"
 SECTIONS = {
     COMMAND: ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "OUTCOMES", "THE REPORT",
-              "ENVIRONMENT", "FILES", "EXIT STATUS", "EXAMPLES", "DIAGNOSTICS", "SEE ALSO",
-              "HISTORY", "AUTHORS", "CAVEATS", "BUGS", "SECURITY CONSIDERATIONS"],
+              "BATCHES AND MACHINES", "ENVIRONMENT", "FILES", "EXIT STATUS", "EXAMPLES", "DIAGNOSTICS",
+              "SEE ALSO", "HISTORY", "AUTHORS", "CAVEATS", "SECURITY CONSIDERATIONS"],
     FORMAT: ["NAME", "DESCRIPTION", "LINE FORMAT", "VARIABLES", "GROUPS", "TAGS", "RULES",
              "EXTENSIONS", "FILES", "EXAMPLES", "DIAGNOSTICS", "COMPATIBILITY", "SEE ALSO",
              "CAVEATS"],
@@ -67,10 +68,9 @@ def printed(*arguments: str) -> str:
                           capture_output=True, text=True, check=True).stdout
 
 
-def help_options() -> set[str]:
-    """The long options that begin an entry of --help; what explanations mention does not count."""
-    entries = re.findall(r"^ {1,8}(-.*?)(?: {2}|$)", printed("--help"), re.M)
-    return {option for entry in entries for option in re.findall(r"--[a-z][a-z-]*", entry)}
+def help_options() -> list[str]:
+    """The long options that begin an entry of --help, in its order; what explanations mention does not count."""
+    return re.findall(r"^ {1,8}(--[a-z-]+)", printed("--help"), re.M)
 
 
 def man_options() -> list[str]:
@@ -82,16 +82,20 @@ def man_options() -> list[str]:
 
 
 def test_the_page_has_the_options_of_the_help() -> None:
-    assert set(man_options()) == help_options() != set()
+    """In the same order, below the same headings."""
+    assert man_options() == help_options() != []
+    headings = re.findall(r"^\.Ss (.*)$", section(COMMAND, "OPTIONS"), re.M)
+    assert headings == re.findall(r"^(\w+):$", printed("--help"), re.M)
 
 
-def test_every_option_is_described_once() -> None:
-    assert sorted(man_options()) == sorted(set(man_options()))
+def test_the_help_has_the_options_of_the_table() -> None:
+    names = {f"--{option.name.lower()}" for option in nmap_audit.OPTIONS if option.option}
+    assert sorted(help_options()) == sorted(names | {"--version", "--help"})
 
 
 def test_the_synopsis_names_every_option() -> None:
     named = re.findall(r"(?:Fl|\|) -([a-z-]+)", section(COMMAND, "SYNOPSIS"))
-    assert sorted("--" + name for name in named) == sorted(man_options())
+    assert {"--" + name for name in named} == set(man_options())
 
 
 def test_the_page_has_the_variables_of_the_table() -> None:
@@ -119,7 +123,7 @@ def test_an_option_without_variable_names_none() -> None:
 
 def strays(words) -> list[str]:
     """The words that begin no option."""
-    known = help_options() | POSITIVE | NMAP
+    known = {*help_options(), *POSITIVE, *NMAP}
     return [word for word in words if not any(option.startswith(word.lower()) for option in known)]
 
 
@@ -148,6 +152,7 @@ def test_the_defaults_of_the_pages_are_those_of_the_program() -> None:
     config = nmap_audit.Config()
     for name, default in (("NMAP", f"Ql {' '.join(config.nmap)} ."), ("MAX-THREADS", f" {config.max_threads}."),
                           ("DETAIL", f"Cm {config.detail} ,"), ("TELL", f"Cm {config.tell} ."),
+                          ("KEEP-RUNS", f" {config.keep_runs},"), ("BATCH", "Cm auto ."),
                           ("SMTP-TLS", f"Cm {config.smtp_tls} .")):
         assert default in item(FORMAT, "VARIABLES", f"Ic {name}").partition("The default is")[2], name
 
@@ -175,10 +180,10 @@ def exit_statuses() -> set[int]:
 
 
 def test_the_exit_statuses_are_those_of_the_program() -> None:
-    """sysexits.h's that the module names; 0, 2 for an incomplete audit, 128 + n for a signal."""
+    """sysexits.h's that the module names; 0, 1 by --fail-on, 2 for an incomplete audit, 128 + n for a signal."""
     text = section(COMMAND, "EXIT STATUS")
     listed = [int(status) for status in re.findall(r"^\.It (\d+)$", text, re.M)]
-    assert listed == sorted({0, 2} | exit_statuses()) and len(listed) > 8
+    assert listed == sorted({0, 1, 2} | exit_statuses()) and len(listed) > 8
     assert "\n.It 128+ Ns Ar n\n" in text
 
 
@@ -219,14 +224,15 @@ def form(value: object) -> object:
     return [form(each) for each in value][:1] if isinstance(value, list) else type(value)
 
 
-@pytest.mark.skipif(not shutil.which("nmap"), reason="nmap is not installed")
-def test_the_example_is_like_a_real_run_json(rc, run, tmp_path) -> None:
-    path = rc(f"IPS 127.0.0.1\nIPS nosuch.invalid\nDIR-NAME {tmp_path}/runs\nNMAP nmap -n -F\n")
+def test_the_example_is_like_a_real_run_json(rc, run, fake, tmp_path) -> None:
+    fake("nmap", hosts={"127.0.0.1": up(22, 25)})
+    path = rc(f"IPS 127.0.0.1\nIPS nosuch.invalid\nDIR-NAME {tmp_path}/runs\n"
+              "group everywhere\nip *\nignore 22 tcp open *\nend group\n")
     assert run("--config", path).status == 2
     record, = (json.loads(file.read_text()) for file in tmp_path.glob("runs/*/run.json"))
     shown = example()
-    assert list(record) == list(shown)
-    for key in set(shown) - {"state"}:
+    assert list(record) == list(shown) and record["findings"] and record["ignored"]
+    for key in set(shown) - {"before", "state"}:
         assert form(record[key]) == form(shown[key]), key
 
 
@@ -250,8 +256,9 @@ def test_the_report_of_the_page_is_one_of_the_program() -> None:
     slow = host("192.0.2.77", "timed out", "its --host-timeout passed", file=f"{folder}/192.0.2.77.xml")
     others = [f"192.0.2.{number}" for number in range(1, 255) if number not in (12, 77)]
     hosts = [web, slow, *map(host, others[:40]), *(host(address, "down") for address in others[40:])]
-    rules = [nmap_audit.Rule("*", "tcp", "open", "*", nmap_audit.Where("x.rc", line, 1), "x") for line in range(9)]
-    ignored = [nmap_audit.Finding(web, "standing", nmap_audit.Port(number, "tcp", "open"), rule=rules[number % 9])
+    rules = [nmap_audit.Rule("ignore", ("*", "tcp", "open", "*"), nmap_audit.Where("x.rc", line, 1), "x")
+             for line in range(9)]
+    ignored = [nmap_audit.Finding(web, "standing", nmap_audit.Port(number, "tcp", "open"), rules=(rules[number % 9],))
                for number in range(118)]
     finding = nmap_audit.Finding(web, "new", nmap_audit.Port(8080, "tcp", "open", "http-proxy"), "2026-11-24")
     report = made(folder, hosts, [finding], ignored)
@@ -266,6 +273,12 @@ def test_the_report_of_the_readme_is_one_of_the_program() -> None:
     findings = [nmap_audit.Finding(here, "first look", nmap_audit.Port(number, "tcp", "open", service))
                 for number, service in ((22, "ssh"), (25, "smtp"), (631, "ipp"))]
     assert made(shown[2], [here], findings) == shown[1].replace("\n    ", "\n") + "\n"
+
+
+@pytest.mark.parametrize("path", [README, CHANGES], ids=lambda path: str(path.name))
+def test_what_a_text_links_to_is_there(path: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text())
+    assert [link for link in links if not (ROOT / link).is_file()] == [] and (links or path == CHANGES)
 
 
 def test_the_readme_opens_with_two_commands() -> None:
@@ -325,10 +338,10 @@ def test_the_orders_of_a_rule_s_fields_are_one_rule() -> None:
     port = nmap_audit.Port(25, "tcp", "open", "smtp")
     others = (replace(port, number=26), replace(port, protocol="udp"),
               replace(port, state="closed"), replace(port, service="smtps"))
-    assert len(lines) == len(config.groups[0].ignores) == 3
-    for rule in config.groups[0].ignores:
-        assert nmap_audit.accepts(rule, port)
-        assert not any(nmap_audit.accepts(rule, other) for other in others)
+    assert len(lines) == len(config.groups[0].rules) == 3
+    for rule in config.groups[0].rules:
+        assert nmap_audit.accepts(rule, port.fields)
+        assert not any(nmap_audit.accepts(rule, other.fields) for other in others)
 
 
 # ---- The pages as mdoc --------------------------------------------------------------------------
@@ -376,6 +389,18 @@ def test_a_sentence_ends_its_line(page: Path) -> None:
     text = re.sub(r"^\.Bd .*?^\.Ed$", "", page.read_text(), flags=re.M | re.S)
     lines = [line for line in text.splitlines() if not line.startswith(".")]
     assert [line for line in lines if re.search(r"[a-z)][.?!] +[A-Z]", line)] == []
+
+
+@EITHER
+@pytest.mark.parametrize("words", (["mandoc", "-T", "utf8", "-O", "width=78"],
+                                   ["groff", "-mdoc", "-Tutf8", "-rLL=78n"]), ids=("mandoc", "groff"))
+def test_no_line_is_wider_than_78_columns(page: Path, words: list[str]) -> None:
+    """Examples are not broken, so they show here."""
+    if shutil.which(words[0]) is None:
+        pytest.skip(f"{words[0]} is not installed")
+    text = subprocess.run([*words, str(page)], capture_output=True, text=True, check=True).stdout
+    lines = re.sub(r"\x1b\[[0-9;]*m|.\x08", "", text).splitlines()
+    assert len(lines) > 300 and [line for line in lines if len(line) > 78] == []
 
 
 @EITHER

@@ -3,10 +3,14 @@
 import ast
 import configparser
 import os
+import pty
 import re
+import select
 import shutil
 import subprocess
 import sys
+import tarfile
+import time
 import venv
 from pathlib import Path
 
@@ -21,7 +25,12 @@ TOP = {'setup.cfg', 'setup.py', 'nmap_audit.py', 'nmap-audit.rc', 'man', 'test',
 PACKAGES = {'defusedxml', 'lark', 'tabulate'}
 PAGES = {'share/man/man1/nmap-audit.1': 'man/nmap-audit.1',
          'share/man/man5/nmap-audit.rc.5': 'man/nmap-audit.rc.5',
-         'share/doc/nmap-audit/nmap-audit.rc': 'nmap-audit.rc'}
+         'share/doc/nmap-audit/nmap-audit.rc': 'nmap-audit.rc',
+         'share/bash-completion/completions/nmap-audit': 'man/examples/bash/nmap-audit',
+         'share/zsh/site-functions/_nmap-audit': 'man/examples/zsh/_nmap-audit'}
+EXAMPLES = 'share/doc/nmap-audit/examples'
+UNITS = 'lib/systemd/system'
+OPTIONS = {f'--{option.name.lower()}' for option in nmap_audit.OPTIONS if option.option} | {'--version', '--help'}
 VERSION = f'nmap-audit {nmap_audit.__version__}\n'
 # what a caller's shell, a test run or a make above this one must not add to an installation
 CLEAN = {name: value for name, value in os.environ.items()
@@ -147,6 +156,7 @@ def same(prefix: Path) -> None:
     """The man pages and the template lie below the prefix."""
     for installed, source in PAGES.items():
         assert (prefix / installed).read_bytes() == (ROOT / source).read_bytes()
+    assert (prefix / EXAMPLES / 'nmap-audit.cron').exists()
 
 
 def test_pip_installs_it(copy: Path, tmp_path: Path) -> None:
@@ -168,12 +178,124 @@ def test_make_installs_it(tmp_path: Path) -> None:
     assert [file for file in files if str(stage).encode() in file.read_bytes()] == []
     (stage / prefix.relative_to('/')).rename(prefix)
     same(prefix)
+    names_the_program(prefix)
     for name in ('lark', 'nmap_audit', 'json', 'sitecustomize'):
         (tmp_path / f'{name}.py').write_text('raise SystemExit("not mine")\n')
     program, hostile = prefix / 'bin' / 'nmap-audit', str(tmp_path)
     assert output(program, '--version', cwd=tmp_path, PYTHONPATH=hostile) == VERSION
     output('make', 'uninstall', f'PREFIX={prefix}')
     assert [file for file in prefix.rglob('*') if not file.is_dir()] == []
+
+
+def names_the_program(prefix: Path) -> None:
+    """The unit and the crontab start what is installed, and systemd finds nothing wrong with its files."""
+    program = prefix / 'bin' / 'nmap-audit'
+    service, timer = (prefix / UNITS / f'nmap-audit.{kind}' for kind in ('service', 'timer'))
+    started = re.search('^ExecStart=(.*)$', service.read_text(), re.M)
+    crontab = (prefix / EXAMPLES / 'nmap-audit.cron').read_text()
+    job = re.search(r'^[\d*]+(?: [\d*/-]+){4}  root  (.*)$', crontab, re.M)
+    assert started and job and '%' not in job[1]
+    for command in (started[1], job[1]):
+        assert command.startswith(f'{program} --quiet --config /')
+    if shutil.which('systemd-analyze'):
+        done = subprocess.run(['systemd-analyze', 'verify', '--man=no', service, timer], capture_output=True, text=True)
+        assert (done.returncode, [line for line in done.stderr.splitlines() if 'nmap-audit' in line]) == (0, [])
+
+
+def test_the_archive_holds_what_a_test_run_needs(copy: Path) -> None:
+    """Every file of the clone, but what is for git alone; and the wheel beside it."""
+    shutil.copytree(ROOT / 'test', copy / 'test', ignore=shutil.ignore_patterns('__pycache__'))
+    shutil.copytree(ROOT / '.ci', copy / '.ci')
+    here = {str(path.relative_to(copy)) for path in copy.rglob('*') if path.is_file()}
+    output('make', 'dist', f'VENV={ROOT / ".venv"}', cwd=copy)
+    archive, = (copy / 'dist').glob('*.tar.gz')
+    assert archive.name == f'nmap_audit-{nmap_audit.__version__}.tar.gz'
+    with tarfile.open(archive) as tar:
+        packed = {member.name.partition('/')[2]: member for member in tar if member.isfile()}
+    added = {name for name in packed if name.startswith('nmap_audit.egg-info/')} | {'PKG-INFO'}
+    assert set(packed) == here | added
+    assert packed['.ci/run'].mode & 0o111 and packed['test/bin/nmap'].mode & 0o111
+    assert len(list((copy / 'dist').glob('*.whl'))) == 1
+
+
+# ---- Completions -------------------------------------------------------------------------------
+
+
+def typed(shell: list[str], *lines: str, cwd: Path) -> str:
+    """What an interactive shell shows when this is typed; what stands for a key is a control character."""
+    main, side = pty.openpty()
+    process = subprocess.Popen(shell, stdin=side, stdout=side, stderr=side, cwd=cwd, start_new_session=True,
+                               env={**CLEAN, 'PS1': '$ ', 'TERM': 'dumb', 'HOME': str(cwd), 'COLUMNS': '200'})
+    os.close(side)
+    shown, limit = '', time.monotonic() + 20
+    try:
+        for line in lines:
+            os.write(main, line.encode())
+            quiet = time.monotonic()
+            while time.monotonic() < min(quiet + 0.4, limit):
+                if select.select([main], [], [], 0.1)[0]:
+                    shown += os.read(main, 65536).decode(errors='replace')
+                    quiet = time.monotonic()
+    finally:
+        process.kill()
+        process.wait()
+        os.close(main)
+    return shown.replace('\r', '')
+
+
+def bash(*words: str, cwd: Path) -> set[str]:
+    """What the completion of bash offers for the last of these words."""
+    script = ('compopt() { :; }; source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _nmap_audit; '
+              'printf "%s\\n" "${COMPREPLY[@]}"')
+    source = ROOT / 'man/examples/bash/nmap-audit'
+    return set(output('bash', '--norc', '-c', script, 'bash', source, 'nmap-audit', *words, cwd=cwd).split())
+
+
+@pytest.mark.parametrize('words, offered', [
+    ([''], OPTIONS), (['--'], OPTIONS), (['--no'], {'--no-human', '--no-csv', '--no-csv-headings'}),
+    (['--quiet', '--fail'], {'--fail-on'}), (['--detail', ''], {'none', 'low', 'med', 'high'}),
+    (['--detail', '=', 'm'], {'med'}), (['--detail', '='], {'none', 'low', 'med', 'high'}),
+    (['--tell', 'a'], {'always'}), (['--fail-on', ''], {'findings', 'new', 'gone', 'missing'}),
+    (['--fail-on', 'gone,n'], {'gone,new'}), (['--batch', ''], {'auto'}), (['--nmap', ''], set()),
+    (['--config', 'au'], {'audit.rc', 'audits'}), (['--dir-name', ''], {'audits', 'more'}),
+    (['--dir-name', 'audits,m'], {'audits,more'}), (['--dir-name', '=', 'audits,m'], {'audits,more'}),
+    (['--accept', '--q'], {'--quiet'}), (['--resume', ''], set()), (['--resume', '--scan'], {'--scan-only'})])
+def test_bash_completes(tmp_path: Path, words: list[str], offered: set[str]) -> None:
+    (tmp_path / 'audit.rc').touch()
+    for name in ('audits', 'more'):
+        (tmp_path / name).mkdir()
+    assert bash(*words, cwd=tmp_path) == offered
+
+
+def test_bash_completes_as_one_types(tmp_path: Path) -> None:
+    """In an interactive bash, found where it is installed."""
+    (tmp_path / 'my audit.rc').touch()
+    shown = typed(['bash', '--norc', '-i'], f'. {ROOT}/man/examples/bash/nmap-audit\n',
+                  'nmap-audit --conf\tmy\t--det\tl\t--proc\t', '\x01echo \n', cwd=tmp_path)
+    assert re.search('^nmap-audit --config my audit.rc --detail low --process-only *$', shown, re.M), shown
+
+
+def zsh(*lines: str, cwd: Path) -> str:
+    start = (f'fpath=({ROOT}/man/examples/zsh $fpath); autoload -Uz compinit; compinit -u -D; setopt nobeep; '
+             'unsetopt automenu; LISTMAX=999; bindkey -e\n')
+    return typed(['zsh', '-f', '-i'], start, *lines, cwd=cwd)
+
+
+@pytest.mark.skipif(not shutil.which('zsh'), reason='zsh is not installed')
+def test_zsh_completes(tmp_path: Path) -> None:
+    shown = zsh('nmap-audit --\t', cwd=tmp_path).partition('bindkey')[2]
+    assert set(re.findall(r'^ *(--[a-z-]+) +-- ', shown, re.M)) == OPTIONS, shown
+
+
+@pytest.mark.skipif(not shutil.which('zsh'), reason='zsh is not installed')
+def test_zsh_completes_values(tmp_path: Path) -> None:
+    (tmp_path / 'audit.rc').touch()
+    (tmp_path / 'audits').mkdir()
+    shown = zsh('nmap-audit --conf\taudit.\t--det\tme\t--dir\tau\t --fail-on gone,fi\t', '\x01echo \n',
+                'nmap-audit --tell \t', cwd=tmp_path)
+    assert re.search('^nmap-audit --config=audit.rc --detail=med --dir-name=audits --fail-on gone,findings *$', shown,
+                     re.M), shown
+    assert re.search('^always +changes +errors *$', shown, re.M), shown
 
 
 def test_make_says_what_it_can_do() -> None:

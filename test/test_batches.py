@@ -1,0 +1,356 @@
+"""Batches: one nmap process gets many addresses, and its output becomes one document a host.
+
+What is finished is kept, what is not is tried again with fewer neighbours, and no address is ever lost on the way.
+"""
+import csv
+import io
+import json
+import os
+import re
+import signal
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from labtools import wait_until
+
+ELEMENT = re.compile(rb"<host .*?</host>\n", re.DOTALL)
+HOST = {"ports": [[25, "tcp", "open", "smtp"]]}
+# Between the program and nmap: keeps what each scan wrote, byte for byte, and hands it on.
+KEEP = """#!/bin/sh
+case " $* " in *" -sL "*) exec "$@" ;; esac
+"$@" > {folder}/$$
+status=$?
+cat {folder}/$$
+exit $status
+"""
+
+
+class Batches:
+    """An audit of 10.0.0.0/16 with a fake nmap in which a test says what goes wrong."""
+
+    def __init__(self, rc, run, start, fake, folder):
+        self.rc, self.run, self.start, self.fake = rc, run, start, fake
+        self.folder, self.state = folder, folder / "state"
+
+    def hosts(self, count, faults=None, **more):
+        """Ten ones: 10.0.0.1 to 10.0.0.10; each has a port of its own, and some have a fault."""
+        self.addresses = [f"10.0.{at >> 8}.{at & 255}" for at in range(1, count + 1)]
+        made = {address: {"ports": [[at % 100 + 1, "tcp", "open", f"service{at}"]]}
+                for at, address in enumerate(self.addresses)}
+        for address, fault in (faults or {}).items():
+            made[address]["fault"] = fault
+        self.nmap = self.fake("nmap", hosts={**made, **more}, scanned="1-100")
+        return self
+
+    def config(self, *lines, ips=None):
+        ips = ips or [f"IPS {address}" for address in self.addresses]
+        return self.rc("\n".join([f"DIR-NAME {self.state}", *ips, *lines]) + "\n")
+
+    def audit(self, *lines, argv=(), ips=None, **options):
+        result = self.run("--config", self.config(*lines, ips=ips), *argv, **options)
+        assert "Traceback" not in result.err and "a bug" not in result.err, result.err
+        return result
+
+    @property
+    def sizes(self):
+        """How many addresses each process got, in the order of their start."""
+        return [len(words) - words.index("--") - 1 for words in self.nmap.scans]
+
+    @property
+    def last(self):
+        return max(self.state.glob("[0-9]*-[0-9]*"))
+
+    @property
+    def record(self):
+        return json.loads((self.last / "run.json").read_bytes())
+
+    @property
+    def outcomes(self):
+        return {address: note["outcome"] for address, note in self.record["hosts"].items()}
+
+    @property
+    def ports(self):
+        """{address: its ports} of the CSV."""
+        found, text = {}, (self.last / "scan_report.csv").read_text().removeprefix("\ufeff")
+        for row in csv.DictReader(io.StringIO(text)):
+            found.setdefault(row["IP"], []).append(int(row["Port"]))
+        return found
+
+    def documents(self):
+        """{address: bytes} of the results, each of which is a whole document of that one host."""
+        found = {}
+        for path in self.last.glob("10*.xml"):
+            root = ET.fromstring(data := path.read_bytes())
+            assert [host.find("address").get("addr") for host in root.iter("host")] == [path.stem]
+            found[path.stem] = data
+        return found
+
+
+@pytest.fixture
+def batches(rc, run, start, fake, tmp_path):
+    return Batches(rc, run, start, fake, tmp_path)
+
+
+def expected(batches, *but):
+    """What the CSV says where every host but these was audited: its own port, and no one else's."""
+    return {address: [at % 100 + 1] for at, address in enumerate(batches.addresses) if address not in but}
+
+
+# ---- How many addresses ------------------------------------------------------------------------
+
+@pytest.mark.parametrize("batch, threads, count, sizes", (
+    ("1", 4, 9, [1] * 9), ("7", 3, 20, [7, 7, 6]), ("7", 1, 14, [7, 7]), ("100", 4, 9, [9])))
+def test_a_batch_of_so_many(batches, batch, threads, count, sizes):
+    result = batches.hosts(count).audit(f"BATCH {batch}", f"MAX-THREADS {threads}", "NMAP nmap -F")
+    assert (result.status, sorted(batches.sizes, reverse=True)) == (0, sizes)
+    assert sorted(batches.nmap.scanned) == sorted(batches.addresses)
+    assert batches.ports == expected(batches)
+
+
+def test_the_option_wins_over_the_file(batches):
+    batches.hosts(6).audit("BATCH 1", argv=["--batch", "3"])
+    assert batches.sizes == [3, 3]
+
+
+def auto(batches, nmap, threads, target):
+    """The sizes of the batches of a fake network in which all is down."""
+    batches.hosts(0).nmap.forget()
+    result = batches.audit(f"MAX-THREADS {threads}", f"NMAP {nmap}", argv=["--scan-only", "--quiet"],
+                           ips=[f"IPS {target}"])
+    assert result.status == 0, result
+    assert len(batches.nmap.scanned) == len(set(batches.nmap.scanned)) == sum(batches.sizes)
+    assert sum(batches.sizes) == 1 << 32 - int(target.partition("/")[2])
+    return batches.sizes
+
+
+def test_auto_keeps_every_process_busy(batches):
+    """256 addresses and ten processes: a few processes of many hosts, not one a host and not one for all."""
+    sizes = auto(batches, "nmap -F", 10, "10.0.0.0/24")
+    assert 5 <= len(sizes) <= 40
+    assert max(sizes) <= 64
+
+
+@pytest.mark.parametrize("options", ("-sU --top-ports 20", "-sSU -F", "-sS -O -F"))
+def test_auto_gives_fewer_where_hosts_are_slow(batches, options):
+    fewer, usual = (auto(batches, f"nmap {words}", 10, "10.0.0.0/24") for words in (options, "-sS -F"))
+    assert max(fewer) < max(usual)
+    assert len(fewer) >= 10
+
+
+def test_auto_is_at_most_512_and_smaller_towards_the_end(batches):
+    sizes = auto(batches, "nmap -F", 2, "10.0.0.0/20")
+    assert 64 < max(sizes) <= 512
+    assert sizes[0] == max(sizes) and sizes[-1] <= sizes[0] // 4
+
+
+@pytest.mark.parametrize("lines", (["NMAP nmap -F --open"], ["NMAP nmap -F -open", "BATCH 5"]))
+def test_with_open_each_address_has_a_process(batches, lines):
+    """Who has nothing open is then not listed, and could not be told from who was lost."""
+    batches.hosts(6)
+    down = {"10.0.0.3": {"state": "down"}}
+    batches.nmap = batches.fake("nmap", scanned="1-100", hosts={
+        **dict.fromkeys(batches.addresses, {}), "10.0.0.1": HOST, "10.0.0.4": HOST, **down})
+    result = batches.audit(*lines)
+    assert (result.status, batches.sizes) == (0, [1] * 6)
+    assert batches.outcomes == {**dict.fromkeys(batches.addresses, "audited"), **dict.fromkeys(down, "down")}
+
+
+def test_no_batch_mixes_address_families(batches):
+    batches.hosts(3, **{f"2001:db8::{at}": HOST for at in (1, 2, 3)})
+    result = batches.audit("BATCH 10", "IPS 2001:db8::1", "IPS 2001:db8::2", "IPS 2001:db8::3")
+    assert (result.status, sorted(batches.sizes)) == (0, [3, 3])
+    for words in batches.nmap.scans:
+        assert {":" in word for word in words[words.index("--") + 1:]} == {"-6" in words}
+    assert len(batches.outcomes) == 6 and set(batches.outcomes.values()) == {"audited"}
+
+
+def test_hosts_that_took_long_last_time_come_first(batches):
+    batches.hosts(12)
+    slow = {"10.0.0.7": {**HOST, "seconds": 300}, "10.0.0.11": {**HOST, "seconds": 900}}
+    batches.nmap = batches.fake("nmap", scanned="1-100", hosts={**dict.fromkeys(batches.addresses, HOST), **slow})
+    batches.audit("BATCH 4", "MAX-THREADS 1")
+    assert batches.nmap.scanned == batches.addresses
+    batches.nmap.forget()
+    batches.audit("BATCH 4", "MAX-THREADS 1")
+    assert batches.nmap.scanned[:2] == ["10.0.0.11", "10.0.0.7"]
+    assert sorted(batches.nmap.scanned) == sorted(batches.addresses)
+
+
+# ---- What is kept of each ----------------------------------------------------------------------
+
+@pytest.mark.parametrize("options, fault", (("-F", {}), ("-F -v", {}), ("-F", {"flood_out": 1})))
+def test_a_document_is_the_head_the_element_and_the_end_byte_for_byte(batches, tmp_path, options, fault):
+    batches.hosts(9)
+    odd = {"names": ["<i>&--'\x1b", "m\u00e4rz.example.net"], "mac": "02:00:00:00:00:01",
+           "os": [["Linux", 98, "L", "L"]],
+           "raw": '<hostscript><script id="x" output="&lt;host&gt;&#xa;&lt;/host&gt; &#x1b;"/></hostscript>\n'}
+    hosts = {address: {**HOST, **odd} for address in batches.addresses[:7]}
+    batches.nmap = batches.fake("nmap", hosts=hosts, scanned="1-100", fault=fault)  # and two are down
+    (tmp_path / "raw").mkdir()
+    batches.fake("keep", text=KEEP.format(folder=tmp_path / "raw"))
+    result = batches.audit("BATCH 5", f"NMAP keep nmap {options}")
+    assert result.status == 0
+    documents, seen = batches.documents(), set()
+    for path in (tmp_path / "raw").iterdir():
+        elements = list(ELEMENT.finditer(whole := path.read_bytes()))
+        head, end = whole[:elements[0].start()], whole[elements[-1].end():]
+        assert end.endswith(b"</nmaprun>\n")
+        for element in elements:
+            if b'<status state="up"' in element[0]:
+                address = re.search(rb'addr="([0-9.]+)"', element[0])[1].decode()
+                assert documents[address] == head + element[0] + end
+                seen.add(address)
+    assert seen == set(documents) == set(hosts)
+    assert [batches.outcomes[address] for address in batches.addresses[7:]] == ["down"] * 2
+
+
+def test_the_report_is_the_same_whatever_the_batches(batches):
+    reports = []
+    for batch in ("1", "7", "auto"):
+        batches.hosts(20)
+        batches.state = batches.folder / f"state-{batch}"
+        result = batches.audit(f"BATCH {batch}")
+        again = batches.run("--config", batches.config(), "--process-only", "--no-human", "--dir-name", batches.last)
+        text = (batches.last / "scan_report.csv").read_text()
+        assert again.out == text
+        reports.append((result.status, text, result.out.replace(str(batches.last), "")))
+    assert reports[0] == reports[1] == reports[2]
+
+
+# ---- What goes wrong ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize("fault", (
+    pytest.param({"here": True, "kill": 9}, id="killed"),
+    pytest.param({"here": True, "kill": 9, "half": True}, id="killed in the middle of a host"),
+    pytest.param({"here": True, "kill": 11}, id="crashed"),
+    pytest.param({"here": True, "exit": 3, "stderr": "too bad"}, id="gave up")))
+def test_what_was_whole_when_nmap_died_is_kept(batches, fault):
+    batches.hosts(16, {"10.0.0.7": {**fault, "once": True}})
+    result = batches.audit("BATCH 16")
+    assert result.status == 0
+    assert batches.outcomes == dict.fromkeys(batches.addresses, "audited")
+    assert batches.ports == expected(batches)
+    asked = batches.nmap.scanned
+    assert [asked.count(address) for address in batches.addresses] == [1] * 6 + [2] * 10
+    assert max(batches.sizes[1:]) < 16
+    documents = batches.documents()
+    assert len(documents) == 16
+    end = documents["10.0.0.1"].rpartition(b"</host>")[2]
+    assert b"nmap-audit" in end                 # not nmap's own end: it says who put it there, and why
+    assert (b"SIG" if "kill" in fault else b"3") in end
+    assert b"nmap-audit" not in documents["10.0.0.16"]
+    again = batches.run("--config", batches.config(), "--process-only", "--no-human", "--dir-name", batches.last)
+    assert again.status == 0 and len(again.out.splitlines()) == 17
+
+
+@pytest.mark.parametrize("fault, outcome, reason", (
+    pytest.param({"kill": 9}, "failed", "SIGKILL", id="killed at once"),
+    pytest.param({"here": True, "kill": 9}, "failed", "SIGKILL", id="killed"),
+    pytest.param({"here": True, "kill": 9, "half": True}, "failed", "SIGKILL", id="killed in the middle of it"),
+    pytest.param({"after": True, "kill": 9}, "failed", "SIGKILL", id="killed when all was written"),
+    pytest.param({"exit": 1, "stderr": "QUITTING: too bad"}, "failed", "too bad", id="status 1"),
+    pytest.param({"exit": 1, "after": True}, "failed", "status 1", id="status 1 after all"),
+    pytest.param({"error": "too bad"}, "failed", "status 1", id="error"),
+    pytest.param({"empty": True}, "cut off", "not whole", id="empty"),
+    pytest.param({"cut": 400}, "cut off", "not whole", id="cut early"),
+    pytest.param({"cut": -30}, "cut off", "not whole", id="cut late"),
+    pytest.param({"lost": [7]}, "cut off", "add up", id="a lost port"),
+    pytest.param({"timedout": True}, "timed out", "host-timeout", id="timed out"),
+    pytest.param({"missing": True}, "failed", "did not look", id="missing"),
+    pytest.param({"wrong": "10.9.9.9"}, "cut off", "10.9.9.9", id="another address"),
+    pytest.param({"wrong": "10.0.0.8"}, "cut off", "10.0.0.8", id="a neighbour's address")))
+def test_one_bad_host_costs_no_neighbour(batches, fault, outcome, reason):
+    """.7 is bad for ever, 31 share its process: they are all audited, and 10.0.0.40 is down as it was."""
+    bad = "10.0.0.7"
+    batches.hosts(32, {bad: fault}).addresses.append("10.0.0.40")
+    result = batches.audit("BATCH 33", "MAX-THREADS 4")
+    assert result.status == 2
+    assert batches.outcomes == {**dict.fromkeys(batches.addresses, "audited"), bad: outcome, "10.0.0.40": "down"}
+    assert reason in batches.record["hosts"][bad]["reason"]
+    assert result.out.startswith("31 of 32 hosts audited")
+    told = batches.ports
+    told.pop(bad, None)                         # what a broken result does hold is told
+    assert told == expected(batches, bad, "10.0.0.40")
+    assert len(batches.sizes) <= 30, batches.sizes
+    assert batches.nmap.scanned.count(bad) <= 6
+    assert bad not in batches.documents() or outcome == "timed out"
+
+
+def test_several_bad_hosts_in_a_large_batch(batches):
+    bad = {f"10.0.0.{at}": {"here": True, "kill": 9} for at in (1, 100, 101, 200)}
+    result = batches.hosts(200, bad).audit("BATCH 200", "MAX-THREADS 4", "QUIET")
+    assert result.status == 2
+    assert [address for address, outcome in batches.outcomes.items() if outcome != "audited"] == list(bad)
+    assert batches.ports == expected(batches, *bad)
+    assert len(batches.sizes) < 100, len(batches.sizes)
+
+
+@pytest.mark.parametrize("batch", ("auto", "64"))
+def test_an_option_that_nmap_does_not_know_starts_no_thousand_processes(batches, batch):
+    batches.hosts(0)
+    result = batches.audit("NMAP nmap --bogus", f"BATCH {batch}", "QUIET", ips=["IPS 10.0.0.0/22"])
+    assert result.status == 2
+    assert len(batches.sizes) < 100
+    assert len(batches.outcomes) == 1024 and set(batches.outcomes.values()) == {"failed"}
+    report = (batches.last / "report.txt").read_text()
+    assert report.startswith("0 of 1024 hosts audited") and report.count("unrecognized option '--bogus'") == 1
+
+
+def test_what_nmap_refuses_at_first_is_tried_again_alone(batches):
+    """A probe that was busy for a moment: every host is audited."""
+    result = batches.hosts(12, {"10.0.0.5": {"exit": 255, "stderr": "busy", "once": True}}).audit("BATCH 12")
+    assert (result.status, set(batches.outcomes.values())) == (0, {"audited"})
+
+
+@pytest.mark.parametrize("number, kept", ((signal.SIGTERM, 4), (signal.SIGINT, 4), (signal.SIGKILL, 0)))
+def test_ended_in_the_middle_of_a_batch(batches, number, kept):
+    """What nmap had finished by then is kept; --resume scans the rest, and only that."""
+    batches.hosts(10, {"10.0.0.5": {"here": True, "sleep": 60, "once": True}})
+    process = batches.start("--config", batches.config("BATCH 10"), "--scan-only")
+    wait_until(Path(f"{batches.nmap.path}.here").exists, 20, "the fifth host's turn")
+    time.sleep(0.2)                             # until the program has read what is written
+    process.send_signal(number)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode in (-number, 128 + number), err
+    assert b"Traceback" not in err
+    wait_until(lambda: not any(map(alive, batches.nmap.calls)), 3, "nmap is gone")
+    done = batches.addresses[:kept]
+    assert sorted(batches.documents()) == sorted(done)
+    assert batches.outcomes == dict.fromkeys(done, "audited")
+    assert batches.record["status"] == ("interrupted" if kept else "running")
+    before = len(batches.nmap.scanned)
+    result = batches.run("--config", batches.config("BATCH 10"), "--resume")
+    assert result.status == 0
+    assert batches.nmap.scanned[before:] == batches.addresses[kept:]
+    assert batches.ports == expected(batches) and len(batches.documents()) == 10
+
+
+def alive(call):
+    try:
+        state = Path(f"/proc/{call['pid']}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_few_descriptors_and_many_processes(batches):
+    limit = ("sh", "-c", 'ulimit -n 64; exec "$@"', "sh")
+    result = batches.hosts(200).audit("BATCH 4", "MAX-THREADS 50", "QUIET", prefix=limit)
+    assert (result.status, batches.sizes) == (0, [4] * 50)
+    assert batches.ports == expected(batches)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_result_that_cannot_be_written_is_not_audited(batches, tmp_path):
+    """A file system without room for all: of a batch, what has no room is failed, and what has it is kept."""
+    result = batches.hosts(40).audit("BATCH 40", "QUIET", prefix=(
+        "unshare", "-m", "sh", "-c", f'mkdir -p {batches.state} && mount -t tmpfs -o size=96k none {batches.state} && '
+        f'"$@"; status=$?; cp -r {batches.state} {tmp_path}/copy; exit $status', "sh"))
+    assert result.status in (2, 74), result
+    batches.state = tmp_path / "copy"
+    written = batches.documents()
+    assert 0 < len(written) < 40
+    assert "free the disk" in result.err or "No space left" in result.err
