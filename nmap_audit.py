@@ -577,10 +577,6 @@ class Document(DefusedExpatParser):
         if self._part is not self.top and (host := _host(self._part, tuple(map(_port, self._ports)))):
             summed = sum(_int(extra.get("count")) for extra in self._part["extraports"])
             self.hosts.append((host, len(self._ports) + summed))
-    @property
-    def looked(self) -> Looked:
-        """The ports that nmap says it scans."""
-        return tuple((info.get("protocol", ""), info.get("services", "")) for info in self.top["scaninfo"])
     def first(self, name: str) -> dict[str, str]:
         """The attributes of an element outside hosts; empty where there is none."""
         return self.top[name][0] if self.top[name] else {}
@@ -640,6 +636,7 @@ def judge(document: Document, file: str, *, strict: bool, asked: str) -> list[Ho
     strict: their ports must add up, listed and summed up, to what scaninfo says; lost writes of nmap show so.
     asked: who it is that nmap counts as up and, because of --open, does not list; empty without --open.
     """
+    looked = tuple((info.get("protocol", ""), info.get("services", "")) for info in document.top["scaninfo"])
     services = sum(_int(info.get("numservices")) for info in document.top["scaninfo"])
     start = _int(document.first("nmaprun").get("start"))
     hosts = document.hosts
@@ -654,7 +651,7 @@ def judge(document: Document, file: str, *, strict: bool, asked: str) -> list[Ho
             outcome, reason = "timed out", "nmap lists none of its ports"
         elif outcome == "audited" and strict and counted != services:
             outcome, reason = "cut off", f"its ports do not add up: nmap scanned {services} and shows {counted}"
-        results.append(replace(host, outcome=outcome, reason=reason, looked=document.looked, file=file, start=start))
+        results.append(replace(host, outcome=outcome, reason=reason, looked=looked, file=file, start=start))
     return list(merged(results).values())
 
 def merged(results: Iterable[HostResult]) -> dict[str, HostResult]:
@@ -768,7 +765,9 @@ def _read_files(folder: Path, own: bool) -> tuple[list[HostResult], tuple[str, .
             remarks.append(f"{path}: {error.strerror}")
             continue
         listless = own and opened(document.first("nmaprun").get("args", "").split())
-        results += judge(document, str(path), strict=own and not listless, asked=path.name if listless else "")
+        hosts = judge(document, str(path), strict=own and not listless, asked=path.name if listless else "")
+        results += [host for host in hosts if not own or numeric(path.stem)[0] == 9 or host.address in
+                    (path.stem, path.name)]  # a host's file speaks of no other
         remarks += [f"{path}: {document.problem}"] * bool(document.problem)
     return results, tuple(remarks)
 
@@ -949,8 +948,9 @@ def batch_results(output: Output, batch: Sequence[str], open_only: bool) -> dict
     how = f"by {signal.Signals(-output.status).name}" if output.status < 0 else f"with status {output.status}"
     for data in split_hosts(output.out, CUT_END % how.encode() if len(batch) > 1 else b""):
         rest = read_xml(io.BytesIO(data))
-        for host in judge(rest, "", strict=not open_only, asked=batch[0] if open_only else ""):
-            found.setdefault(host.address, (host, data))
+        for host in judge(rest, "", strict=not open_only, asked=batch[0] if open_only and not found else ""):
+            twice = replace(host, outcome="cut off", reason="nmap lists it twice")
+            found[host.address] = (twice if host.address in found else host), data
     total, up = (_int(rest.first("hosts").get(name)) for name in ("total", "up"))
     others, results = ", ".join(found.keys() - set(batch)), {}
     unlisted = HostResult("", "down", start=_int(rest.first("nmaprun").get("start")))
@@ -1045,17 +1045,17 @@ class Scanner(Shell):
                 self._keep(host, data)
             raise
         began = output.status <= 0 or 128 <= output.status < 255 or b"<scaninfo" in output.out
-        self.begun = self.begun or began
-        results, rest = batch_results(output, batch, open_only), []
-        for address, (host, data) in results.items():
-            hopeless = not self.begun and self.refused > MOST_REFUSALS  # nmap refuses to all
-            if host.outcome in ("cut off", "failed") and (len(batch) > 1 or began and not again) and not hopeless:
-                rest.append(address)
-            else:
-                self._keep(host, data)
-        self.refused += len(batch) == 1
-        for at in range(0, len(rest), size := max(1, len(batch) // 8)):
-            await self._batch(rest[at:at + size], again=True)
+        self.begun, self.refused = self.begun or began, self.refused + (len(batch) == 1)
+        results, size = batch_results(output, batch, open_only), max(1, len(batch) // 8)
+        rest = [address for address, (host, _) in results.items()
+                if host.outcome in ("cut off", "failed") and (len(batch) > 1 or began and not again)]
+        for address in (address for address in batch if address not in rest):
+            self._keep(*results[address])
+        while rest and (self.begun or self.refused <= MOST_REFUSALS):  # else nmap refuses to all
+            part, rest = rest[:size], rest[size:]
+            await self._batch(part, again=True)
+        for address in rest:
+            self._keep(*results[address])
     def _keep(self, host: HostResult, data: bytes) -> None:
         name = self.run.folder / result_name(host.address)
         path = name if host.outcome in ("audited", "timed out") else name.with_suffix(".part")
