@@ -523,7 +523,8 @@ def _hostname_tag(text: str) -> Callable[[HostResult], bool]:
     return lambda host: any(like(pattern, name) or "." not in pattern and like(pattern, name.partition(".")[0])
                             for name in map(str.lower, host.names))
 def _os_tag(text: str) -> Callable[[HostResult], bool]:
-    return lambda host: any(like(f"*{_folded(text)}*", guess.lower()) for guess in host.os)
+    pattern = f"*{_folded(text)}*"
+    return lambda host: any(like(pattern, guess.lower()) for guess in host.os)
 TAGS = {"ip": _ip_tag, "hostname": _hostname_tag, "os": _os_tag}
 
 # ---- Reading a run --------------------------------------------------------------------------------------------------
@@ -1581,8 +1582,7 @@ def _run(argv: Sequence[str]) -> int:
     catch_signals()
     if not (path := given.get("CONFIG")):
         raise AuditError(os.EX_USAGE, "--config: is always needed; name the rc file, see nmap-audit(1)")
-    text = read_rc(path)
-    config = read_config(parse_rc(text, path), lines, text)
+    config = read_config(parse_rc(text := read_rc(path), path), lines, text)
     half = ("SCAN-ONLY" in given) - ("PROCESS-ONLY" in given)  # where the file names the other half, this one wins
     if config.process_only and (config.scan_only and not half or config.resume is not None and half <= 0):
         raise AuditError(os.EX_USAGE, "--process-only: stands beside --scan-only or --resume; give one of them")
