@@ -263,10 +263,11 @@ def _nmap(text: str) -> tuple[str, ...]:
         words = tuple(shlex.split(text))
     except ValueError as error:
         raise ValueError(f"{str(error).lower()}; quote as in a shell") from None
-    for word in words[nmap_at(words) + 1:]:
+    for last, word in zip(words[nmap_at(words):], words[nmap_at(words) + 1:]):
         name = word.strip("-").partition("=")[0].replace("_", "-")
         fine = len(name) > 1 and any(long.startswith(name) for long in NOT_REFUSED)
-        if REFUSED.match(word) and not fine:
+        stray = re.fullmatch(r"[\d*,-]+(\.[\d*,-]+){3}(/\d+)?", word) and not re.match("-([DS]|sI|-?(ex|dns|ip))", last)
+        if stray or REFUSED.match(word) and not fine:
             raise ValueError(f"'{shown(word, 60)}' cannot stand here, it is this program's; take it out")
     return words
 
@@ -477,11 +478,11 @@ def _date(text: str) -> str:
             return str(datetime.date.fromisoformat(text))
     raise ValueError(f"'{shown(text, 30)}' is no date; write the first day without the rule, like 2027-03-31")
 def _kind(word: str) -> str:
-    if re.fullmatch(r"[0-9]+-[0-9]+|[0-9*]*[0-9][0-9*]*", word):
+    if re.fullmatch(r"[0-9*,:-]*[0-9][0-9*,:-]*", word):
         numbers = filter(str.isdigit, word.split("-"))
         ends = [int(end) if re.fullmatch("0|[1-9][0-9]{0,4}", end) else 1 << 16 for end in numbers]
-        if ends != sorted(ends) or max(ends, default=0) > 65535:
-            raise ValueError(f"port '{shown(word, 30)}' is over 65535 or runs backwards; write a number, N-M or *")
+        if ends != sorted(ends) or max(ends, default=0) > 65535 or not re.fullmatch(r"[0-9]+-[0-9]+|[0-9*]+", word):
+            raise ValueError(f"'{shown(word, 30)}' is no port from 0 to 65535; write a number, N-M or *, a rule for each")
         return "port"
     return next((kind for words, kind in KINDS.items() if word in words.split()), "service")
 
@@ -626,9 +627,8 @@ def _best_os(part: Parts) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for tag, words in (("osmatch", ("name",)), ("osclass", ("vendor", "osfamily"))):
         best = max((_int(each.get("accuracy")) for each in part[tag]), default=0)
-        texts = (" ".join(filter(None, map(each.get, words))) for each in part[tag]
-                 if _int(each.get("accuracy")) == best)
-        found.update((text, None) for text in texts if text)
+        found.update((text, None) for each in part[tag] if _int(each.get("accuracy")) == best
+                     and (text := " ".join(filter(None, map(each.get, words)))))
     return tuple(found)
 
 def judge(document: Document, file: str, *, strict: bool, asked: str) -> list[HostResult]:

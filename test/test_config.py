@@ -337,3 +337,18 @@ def test_config_is_plain_enough_for_a_record():
     text = "IPS 192.0.2.1\nNMAP nmap -sS"
     assert config(text).rc_text == text
     assert json.loads(json.dumps([config(text).ips, config(text).nmap])) == [["192.0.2.1"], ["nmap", "-sS"]]
+
+
+# ---- Targets belong to IPS ----------------------------------------------------------------------
+
+@pytest.mark.parametrize("nmap", ["nmap 192.0.2.1", "nmap -F 192.0.2.0/24", "nmap -F 10.0-3.*.1-9",
+                                  "sudo nmap 192.0.2.1", "ssh 192.0.2.9 sudo nmap -F 192.0.2.1"])
+def test_a_target_in_nmap_is_refused(nmap):
+    assert "cannot stand here" in str(refusal(f"NMAP {nmap}"))
+
+
+@pytest.mark.parametrize("nmap", [
+    "nmap -D 192.0.2.1,192.0.2.2 -F", "nmap -S 192.0.2.9 -e eth0", "nmap --exclude 192.0.2.1", "ssh 192.0.2.9 nmap -F",
+    "nmap --dns-servers 192.0.2.53 -F", "nmap -sI 192.0.2.7 -F", "nmap --exclude=192.0.2.1", "nmap -p 1,2-3 -F"])
+def test_an_address_that_an_option_takes_is_fine(nmap):
+    assert config(f"NMAP {nmap}").nmap == tuple(nmap.split())
