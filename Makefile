@@ -6,6 +6,7 @@
 ## make coverage   the tests, and which lines and branches they reach
 ## make sweep      the audit killed, or refused a write, at every single step
 ## make fuzz       rc files and nmap XML that no one would write; FUZZ="-runs=1000" says how many
+## make bench      speed and memory against other programs, a table each; some minutes; BENCH="start rules" picks some
 ## make dist       the source archive and the wheel, in dist/
 ## make install    program, man pages, completions and units below PREFIX (/usr/local); make uninstall takes them away
 ## make clean      removes all that came into being here
@@ -15,8 +16,10 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 ARGS ?=
 FUZZ ?= -max_total_time=60
+BENCH ?= start reading rules scale scan
 # what the tests start, beside nmap-audit itself
-TEST_PACKAGES = nmap postfix strace mandoc iproute2 iptables man-db groff cron libreoffice-calc systemd zsh
+TEST_PACKAGES = nmap postfix strace mandoc iproute2 iptables man-db groff cron libreoffice-calc systemd zsh \
+	openssh-server slurm-wlm
 
 VENV = .venv
 VENV_PYTHON = $(VENV)/bin/python3
@@ -45,7 +48,7 @@ install_missing = [ -z "$$missing" ] || { \
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive \
 		apt-get -qq -y --no-install-recommends --no-remove install $$missing >/dev/null; }
 
-.PHONY: help audit test lint types check coverage sweep fuzz dist install uninstall clean machine test-machine
+.PHONY: help audit test lint types check coverage sweep fuzz bench dist install uninstall clean machine test-machine
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -76,6 +79,10 @@ sweep: $(VENV)/test.stamp test-machine
 
 fuzz: $(VENV)/fuzz.stamp
 	for kind in rc xml; do $(VENV_PYTHON) test/fuzz.py $$kind $(FUZZ) || exit; done
+
+bench: TEST_PACKAGES += ndiff gcc libc6-dev
+bench: $(VENV)/bench.stamp test-machine
+	for each in $(BENCH); do $(VENV_PYTHON) test/bench/$$each.py || exit; done
 
 dist: $(VENV)/run.stamp
 	$(PIP) install build

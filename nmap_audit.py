@@ -243,8 +243,7 @@ def _line(node: Any, file: str) -> Line:
 
 # ---- Understanding the rc file --------------------------------------------------------------------------------------
 MOST_ADDRESSES, MOST_LETTERS = 1 << 20, 9999  # of all targets, of one target
-RULES = ("ignore", "expect")
-FIELDS = ("port", "protocol", "state", "service")
+RULES, FIELDS = ("ignore", "expect"), ("port", "protocol", "state", "service")
 KINDS = {"tcp udp sctp ip": "protocol", "open closed filtered unfiltered open|filtered closed|filtered": "state"}
 # What says where nmap's output goes or its targets come from, flags bundled before it; and what only begins so.
 REFUSED = re.compile(r"--?([46AFfhnRrvVdq]*[oi]|ap|resu|sty|=|$)")
@@ -482,7 +481,7 @@ def _kind(word: str) -> str:
         numbers = filter(str.isdigit, word.split("-"))
         ends = [int(end) if re.fullmatch("0|[1-9][0-9]{0,4}", end) else 1 << 16 for end in numbers]
         if ends != sorted(ends) or max(ends, default=0) > 65535 or not re.fullmatch(r"[0-9]+-[0-9]+|[0-9*]+", word):
-            raise ValueError(f"'{shown(word, 30)}' is no port from 0 to 65535; write a number, N-M or *, a rule for each")
+            raise ValueError(f"'{shown(word, 30)}' is no port up to 65535; write a number, N-M or *, a rule for each")
         return "port"
     return next((kind for words, kind in KINDS.items() if word in words.split()), "service")
 
@@ -531,8 +530,7 @@ TAGS = {"ip": _ip_tag, "hostname": _hostname_tag, "os": _os_tag}
 # ---- Reading a run --------------------------------------------------------------------------------------------------
 OPEN = re.compile("--?op(en?)?")  # nmap's --open hides hosts without open ports
 RUN_ID = re.compile(r"\d{8}-\d{6}")
-VERSION = 1  # of run.json
-TIME = "%Y-%m-%dT%H:%M:%S%z"  # as run.json notes it
+VERSION, TIME = 1, "%Y-%m-%dT%H:%M:%S%z"  # of run.json, and as it notes times
 PIECE = 1 << 20  # expat before 2.6 takes minutes for a large attribute that comes in small pieces
 HOST_BYTES = 64 << 20  # no document of one host is longer
 KEPT = ("nmaprun", "scaninfo", "finished", "hosts", "host", "status", "address", "hostname", "osmatch", "osclass",
@@ -864,9 +862,8 @@ def make_run(directory: Path) -> Path:
 TARGET_OPTIONS = {"exclude": 1, "excludefile": 1, "exclude-file": 1, "dns-servers": 1, "system-dns": 0, "6": 0}
 FILE_OPTIONS = "--?(exclude-?file|datadir|servicedb|versiondb|script-args-file)"  # their files may stand here
 NMAP_VARIABLES = ("NMAP_ARGS", "NMAP_PRIVILEGED", "NMAP_UNPRIVILEGED", "NMAPDIR")
-LIST_BYTES, ERROR_BYTES = 256 << 20, 4096
+LIST_BYTES, ERROR_BYTES, MOST_BATCH, MOST_REFUSALS = 256 << 20, 4096, 256, 8
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-MOST_BATCH, MOST_REFUSALS = 256, 8
 LEAST_BATCH = {"-s[A-Z]*U": 8, "-O|-A": 13, "-sV|-sC|-A|--script": 64}  # what a process is worth, by what NMAP holds
 CUT_END = (b'<!-- nmap-audit: nmap ended %s, after it had written this host -->\n<runstats><finished exit="success"/>'
            b'<hosts up="1" down="0" total="1"/></runstats>\n</nmaprun>\n')
@@ -1160,9 +1157,10 @@ def _remember(host: HostResult, known: Known, run_id: str, day: str) -> Known:
 
 def last_told(run: Run, groups: Sequence[Group]) -> tuple[dict[str, Known] | None, list[str]]:
     """What the last run told before this one left, None for nothing; and remarks. The XML stands in for a run.json."""
+    replay, remarks, before = list[Path](), list[str](), run.record.get("before")
+    state = read_state(before) if before else None
     if run.record.get("told") and "before" in run.record:
-        return read_state(run.record["before"]) if run.record["before"] else None, []
-    replay, remarks, state = list[Path](), list[str](), None
+        return state, []
     siblings = list_runs(run.folder.parent) if RUN_ID.fullmatch(run.folder.name) else []
     for folder in reversed([each for each in siblings if each.name < run.folder.name]):
         record, more = read_record(folder)
@@ -1440,7 +1438,7 @@ class Audit(Scanner):
             self.run.record.update(status="finished", ended=time.strftime(TIME))
             run = read_run(self.run.folder, self.run.record)
             self.statuses += [2 * any(host.outcome not in ("audited", "down") for host in run.hosts.values())]
-            self.save(run) if config.scan_only else self.report([run], [run], scanned=True)
+            self.report([run], [run], scanned=True)
             self._prune(directory)
     def _begin(self, argv: Sequence[str]) -> Run:
         config, folder = self.config, make_run(self.config.folders[0])
@@ -1459,10 +1457,8 @@ class Audit(Scanner):
             raise AuditError(os.EX_NOINPUT, f"{directory}: has no unfinished run {config.resume}".rstrip()
                              + "; start a new one, without --resume")
         run, record = runs[-1], runs[-1].record
-        for name, value in (("nmap", config.nmap), ("ips", config.ips)):
-            if record[name] != list(value):
-                raise AuditError(os.EX_USAGE, f"--resume: {run.folder.name} had another {name.upper()}, "
-                                 f"{shown(' '.join(record[name]))}; start without --resume")
+        if (record["nmap"], record["ips"]) != (list(config.nmap), list(config.ips)):
+            raise AuditError(os.EX_USAGE, f"--resume: {run.folder.name} had another NMAP or IPS; leave --resume out")
         record["hosts"] = {each.address: noted(each) for each in run.hosts.values()
                            if each.outcome in ("audited", "down")}
         return run
@@ -1476,18 +1472,17 @@ class Audit(Scanner):
                 self.attempt(shutil.rmtree, run)
     def process(self) -> None:
         """A report of what is stored."""
-        runs = [read_run(_stored(path)) for path in self.config.folders]
-        for run in (run for run in runs if not run.hosts):
-            complain("\n".join(run.remarks))
-            raise AuditError(os.EX_DATAERR, f"{run.folder}: holds no nmap XML; --dir-name names what to process")
+        runs = [_stored(path) for path in self.config.folders]
         self.report(runs, [run for run in runs if run.record.get("status") == "finished" and not run.record["told"]
                            and list_runs(run.folder.parent)[-1:] == [run.folder]], scanned=False)
     def _view(self, runs: Sequence[Run]) -> tuple[Run, Changes, bool]:
         """What runs say as one, beside what was known and after the rules were heard; whether nothing was known."""
         groups, base = self.config.groups, self.config.baseline
         states = [last_told(run, groups) for run in runs]
+        for run, (state, _) in zip(runs, states):
+            run.record["before"] = None if state is None else state_json(state)
         if base:
-            states = [(fold({}, read_run(_stored(base, home(runs[0].folder))), groups)[0], [f"compared with {base}"])]
+            states = [(fold({}, _stored(base, home(runs[0].folder)), groups)[0], [f"compared with {base}"])]
         known = [state for state, _ in states if state is not None]
         before = dict(sorted(itertools.chain(*(state.items() for state in known)), key=lambda item: item[1].run_id))
         remarks = (*itertools.chain(*(run.remarks for run in runs), *(more for _, more in states)),
@@ -1497,6 +1492,8 @@ class Audit(Scanner):
     def report(self, runs: Sequence[Run], untold: Sequence[Run], *, scanned: bool) -> None:
         """Tells what runs say, as one; of those not told before, run.json notes it. scanned: the one run is new."""
         config, (run, changes, first) = self.config, self._view(runs)
+        if scanned and config.scan_only:
+            return self.save(runs[0])
         report = make_report(run, changes, detail=config.detail, headings=not config.no_csv_headings)
         for each in untold:
             each.record.update(list_findings(changes))
@@ -1526,8 +1523,8 @@ class Audit(Scanner):
     def _settle(self, run: Run) -> None:
         """Notes that a run was told, and what is known since: its results on top of what was told before."""
         state, _ = last_told(run, self.config.groups)
-        run.record.update(status="finished", told=True, before=None if state is None else state_json(state),
-                          state=state_json(fold(state or {}, run, self.config.groups)[0]))
+        after, _ = fold(state or {}, run, self.config.groups)
+        run.record.update(status="finished", told=True, state=state_json(after))
         self.save(run)
     def _mail(self, mail: bytes, unsent: Path, text: str) -> bool:
         try:
@@ -1549,13 +1546,16 @@ class Audit(Scanner):
             run = read_run(self.config.folders[0] / unsent.stem)
             if run.record and not run.record["told"]:
                 self._settle(run)
-def _stored(name: str | Path, directory: Path = Path()) -> Path:
+def _stored(name: str | Path, directory: Path = Path()) -> Run:
     path = Path(name).absolute() if not RUN_ID.fullmatch(str(name)) else directory / name
     runs = [] if RUN_ID.fullmatch(path.name) else list_runs(path)
     finished = [run for run in runs if read_record(run)[0].get("status", "finished") == "finished"]
     if not path.is_dir() or runs and not finished:
         raise AuditError(os.EX_NOINPUT, f"{path}: holds no finished run; name a run, or what holds some")
-    return finished[-1] if finished else path
+    if not (run := read_run(finished[-1] if finished else path)).hosts:
+        complain("\n".join(run.remarks))
+        raise AuditError(os.EX_DATAERR, f"{run.folder}: holds no nmap XML; --dir-name names what to process")
+    return run
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program with these arguments (None: the command line's) and returns its exit status."""

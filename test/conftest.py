@@ -4,6 +4,9 @@
     run(*argv)          the program as a real process; Result(status, out, err)
     start(*argv)        the same, still running: a Popen that does not outlive the test
     fake(name, ...)     a fake of test/bin first on PATH; returns what tells of its calls
+    inside(*argv)       the program in this process: no start of Python to pay
+    nights              audits night after night with run, see nights.py
+    no_real_nmap        the fake stands first on PATH; for whole files, by pytest.mark.usefixtures
     golden(name, text)  compares with test/data/NAME; --regold rewrites it and shows what changed
     corpus              the folder of real nmap XML, or the test is skipped
     listen, network, postfix    see labtools.py
@@ -22,10 +25,13 @@ import sys
 import textwrap
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import pytest
 
 import labtools
+import nmap_audit
+from nights import Nights
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -119,6 +125,24 @@ def run(start):
                         f"{err.decode(errors='replace')[-2000:]}")
         return result(process.returncode, out, err)
     return whole
+
+
+@pytest.fixture
+def inside(capfd, monkeypatch):
+    """inside(*argv, env=None) -> Result, as run does, but in this process, and waiting less for mail."""
+    monkeypatch.setattr(nmap_audit, "SMTP_WAITS", (.01, .01, .01))
+    monkeypatch.setattr(nmap_audit, "SMTP_SECONDS", 2)
+    handlers, mask = {number: signal.getsignal(number) for number in nmap_audit.SIGNALS}, os.umask(0o022)
+
+    def call(*argv, env=None):
+        capfd.readouterr()
+        with mock.patch.dict(os.environ, env or {}):
+            status = nmap_audit.main(list(map(str, argv)))
+        return Result(status, *capfd.readouterr())
+    yield call
+    os.umask(mask)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def environment(folder, changes, clean):
@@ -252,6 +276,17 @@ class FakeSendmail(Fake):
 
 
 FAKES = {"nmap": FakeNmap, "sendmail": FakeSendmail}
+
+
+@pytest.fixture
+def no_real_nmap(fake):
+    """Whatever a test gets wrong, nothing real is scanned."""
+    fake("nmap", hosts={})
+
+
+@pytest.fixture
+def nights(run, rc, fake, tmp_path):
+    return Nights(run, rc, fake, tmp_path)
 
 
 # ---- Goldens and the corpus --------------------------------------------------------------------

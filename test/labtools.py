@@ -183,15 +183,17 @@ class Host:
         return call(*self.prefix, *words, **options)
 
     def serve(self, *ports):
-        """Opens ports: 25, "udp:53", "tcp:25:220 banner"."""
+        """Opens ports, each to be closed alone: 25, "udp:53", "tcp:25:220 banner"."""
         for port in ports:
-            word = port if isinstance(port, str) else f"tcp:{port}"
-            process = subprocess.Popen(
-                [*self.prefix, sys.executable, "-E", "-S", __file__, word], text=True,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            if process.stdout.readline() != "ready\n":
-                raise RuntimeError(f"{self.address}: {word} cannot listen")
-            self.services[word.split(":")[1]] = process
+            self.serve_all(port if isinstance(port, str) else f"tcp:{port}")
+
+    def serve_all(self, *words):
+        """Opens ports in one process; stop(the first one's number) closes them."""
+        process = subprocess.Popen([*self.prefix, sys.executable, "-E", "-S", __file__, *words], text=True,
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.services[words[0].split(":")[1]] = process
+        if process.stdout.readline() != "ready\n":
+            raise RuntimeError(f"{self.address}: {' '.join(words)} cannot listen")
 
     def stop(self, port):
         """Closes a port again."""
@@ -218,18 +220,21 @@ class Host:
 
 
 class Network:
-    """A bridge with a scanner, 10.99.0.1, and hosts: the last octets of their 10.99.0.0/24."""
+    """A bridge with a scanner, 10.99.0.1, and hosts: the last octets of their 10.99.0.0/24.
 
-    def __init__(self, *hosts):
+    A host over 255 goes on in 10.99.1.0; then `bits` is the mask of all.
+    """
+
+    def __init__(self, *hosts, bits=24):
         self.tag = f"na{os.getpid()}-{next(COUNTER)}"
-        self.namespaces, self.switch = [], f"{self.tag}-sw"
+        self.namespaces, self.switch, self.bits = [], f"{self.tag}-sw", bits
         try:
             call("ip", "netns", "add", self.switch)
             self.namespaces.append(self.switch)
             call("ip", "-n", self.switch, "link", "add", "br0", "type", "bridge")
             call("ip", "-n", self.switch, "link", "set", "br0", "up")
             self.scanner = Host(self, "s", "10.99.0.1")
-            self.hosts = {octet: Host(self, str(octet), f"10.99.0.{octet}") for octet in hosts}
+            self.hosts = {number: Host(self, str(number), f"10.99.{number >> 8}.{number & 255}") for number in hosts}
         except BaseException:
             self.close()
             raise
@@ -241,7 +246,7 @@ class Network:
         """Addresses without IPv6 and a bridge without spanning tree: up at once."""
         for words in (("link", "add", "eth0", "type", "veth", "peer", "name", f"p{name}",
                        "netns", self.switch),
-                      ("addr", "add", f"{host.address}/24", "dev", "eth0"),
+                      ("addr", "add", f"{host.address}/{self.bits}", "dev", "eth0"),
                       ("link", "set", "lo", "up"), ("link", "set", "eth0", "up")):
             call("ip", "-n", host.namespace, *words)
         for words in (("master", "br0"), ("up",)):
@@ -378,6 +383,173 @@ class Postfix:
     def log(self):
         path = self.folder / "log"
         return path.read_text()[-4000:] if path.exists() else ""
+
+
+# ---- Remote scanners ---------------------------------------------------------------------------
+
+def no_boxes():
+    """Why no program can have namespaces of its own here, or nothing."""
+    if os.geteuid() != 0:
+        return "a far machine of our own needs root"
+    return "" if call("unshare", *BOX, "true", check=False).returncode == 0 else "no PID namespaces here"
+
+
+def no_sshd():
+    """Why there can be no sshd here, or nothing."""
+    missing = [name for name in ("sshd", "ssh", "ssh-keygen") if not shutil.which(name, path=SYSTEM)]
+    return f"not installed: {', '.join(missing)} (Debian: openssh-server)" if missing else no_boxes()
+
+
+def no_slurm():
+    """Why there can be no Slurm here, or nothing."""
+    missing = [name for name in ("slurmctld", "slurmd", "srun", "sinfo") if not shutil.which(name, path=SYSTEM)]
+    return f"not installed: {', '.join(missing)} (Debian: slurm-wlm)" if missing else no_boxes()
+
+
+BOX = ("--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+SYSTEM = "/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def free_ports(count):
+    """Ports of loopback that nobody listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+class Box:
+    """A program with namespaces of its own for processes and mounts: whatever it starts ends with it."""
+
+    def __init__(self, log, *words):
+        with open(log, "ab") as file:
+            self.process = subprocess.Popen(["unshare", *BOX, *map(str, words)], stdin=subprocess.DEVNULL, stdout=file,
+                                            stderr=file, start_new_session=True)
+
+    def kill(self):
+        """Ends all that is in it, at once and without a word."""
+        self.process.kill()
+        self.process.wait()
+
+
+def running(*words):
+    """The process ids of the nmaps whose command line holds all these words."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if os.path.basename(line[0]) == b"nmap" and {word.encode() for word in words} <= set(line):
+            found.append(int(path.parent.name))
+    return found
+
+
+class Far:
+    """A far machine, on loopback: its folder, and the boxes of what runs there."""
+
+    def __enter__(self):
+        os.umask(0o022)
+        self.folder, self.boxes = Path(tempfile.mkdtemp(prefix="na-far-")), {}
+        try:
+            self.begin()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def box(self, name, *words):
+        self.boxes[name] = Box(self.folder / f"{name}.out", *words)
+
+    def __exit__(self, *_):
+        for box in self.boxes.values():
+            box.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Sshd(Far):
+    """An sshd with keys, a port and a configuration of its own: `ssh -F CONFIG probe` reaches it."""
+
+    def begin(self):
+        (self.port,), self.config = free_ports(1), self.folder / "config"
+        for name in ("host", "key"):
+            call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / name)
+        known = (self.folder / "host.pub").read_text()
+        (self.folder / "known").write_text(f"[127.0.0.1]:{self.port} {known}")
+        shutil.copy(self.folder / "key.pub", self.folder / "keys")
+        (self.folder / "sshd").write_text(
+            f"ListenAddress 127.0.0.1:{self.port}\nHostKey {self.folder}/host\n"
+            f"AuthorizedKeysFile {self.folder}/keys\nPidFile none\nStrictModes no\nUsePAM no\n"
+            "PermitRootLogin prohibit-password\nAllowUsers root\nMaxStartups 100\n")
+        self.config.write_text(
+            f"Host probe\n HostName 127.0.0.1\n Port {self.port}\n User root\n IdentityFile {self.folder}/key\n"
+            f" IdentitiesOnly yes\n BatchMode yes\n UserKnownHostsFile {self.folder}/known\n"
+            " GlobalKnownHostsFile none\n StrictHostKeyChecking yes\n LogLevel ERROR\n ConnectTimeout 5\n")
+        # sshd's folder for those who are not logged in yet lies under /run, which is another one here
+        self.box("sshd", "sh", "-c", "mount -t tmpfs none /run && mkdir -m 755 /run/sshd && "
+                 'exec /usr/sbin/sshd -D -e -f "$0"', self.folder / "sshd")
+        wait_until(self.listens, 10, "sshd listens")
+
+    def lose(self):
+        """From now on the machine is not there."""
+        self.boxes["sshd"].kill()
+
+    def listens(self):
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+SLURM = """
+ClusterName=lab{control}
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={control}
+SlurmdPort={node}
+SlurmUser=root
+AuthType=auth/none
+CredType=cred/none
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/pgid
+TaskPlugin=task/none
+SelectType=select/cons_tres
+MpiDefault=none
+ReturnToService=2
+SlurmdTimeout=10
+KillWait=2
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
+PartitionName=p Nodes={host} Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+class Slurm(Far):
+    """A Slurm of one node on loopback, without munge: `srun -n1` with SLURM_CONF=CONFIG runs there."""
+
+    def begin(self):
+        self.config, (control, node) = self.folder / "slurm.conf", free_ports(2)
+        for name in ("state", "spool"):
+            (self.folder / name).mkdir()
+        self.host = socket.gethostname().partition(".")[0]
+        self.config.write_text(SLURM.format(folder=self.folder, host=self.host, control=control, node=node,
+                                            cpus=os.cpu_count()))
+        for name in ("slurmctld", "slurmd"):
+            self.box(name, name, "-D", "-f", self.config)
+        wait_until(lambda: "idle" in self.say("sinfo", "-h", "-o", "%T"), 20, f"an idle node of Slurm in {self.folder}")
+
+    def lose(self):
+        """From now on the node is not there, and slurmctld knows; by itself it knows after SlurmdTimeout."""
+        self.boxes["slurmd"].kill()
+        self.say("scontrol", "update", f"NodeName={self.host}", "State=DOWN", "Reason=lost")
+
+    def say(self, *words):
+        """What a command of Slurm's prints."""
+        return call("env", f"SLURM_CONF={self.config}", *words, check=False).stdout
 
 
 # ---- As a program ------------------------------------------------------------------------------

@@ -7,6 +7,8 @@
 
 A run gets the time of its start as its name, or a later one where a later one is there already. So
 a day is chosen by an empty run folder of that day, there while the program runs.
+
+With nights.run = inside (conftest.py) a night costs 0.1 seconds and not 0.4.
 """
 import csv
 import datetime
@@ -76,7 +78,8 @@ class Nights:
         place.mkdir(parents=True)
         before = set(self.runs)
         result = self.run("--config", self.config, *argv, env=env)
-        place.rmdir()
+        if place.exists():                      # KEEP-RUNS takes it for an old run
+            place.rmdir()
         made = sorted(set(self.runs) - before)
         assert len(made) == 1, result
         return Night(*result, made[0])
@@ -85,6 +88,17 @@ class Nights:
         """--process-only of a folder, else of DIR-NAME."""
         return self.run("--config", self.config, "--process-only", "--dir-name",
                         folder or self.directory, *argv, env=env)
+
+    def interrupt(self, night):
+        """The run as one that was killed before it had a result."""
+        record = night.record
+        for name in ("state", "before", "findings", "gone", "missing", "hosts_new", "regrouped", "ignored"):
+            record.pop(name, None)
+        record.update(status="running", told=False, ended=None, hosts={})
+        for path in night.folder.iterdir():
+            if path.name != "targets.xml":
+                path.unlink()
+        (night.folder / "run.json").write_text(json.dumps(record))
 
     def forget(self, night):
         """The run without its run.json and what was made of it: nothing but nmap's XML."""

@@ -4,7 +4,6 @@ import io
 import os
 import re
 import shutil
-import signal
 import subprocess
 import time
 import unicodedata
@@ -13,40 +12,18 @@ from pathlib import Path
 import pytest
 
 import nmap_audit
-from nights import Nights, read_csv, tables, up
+from nights import read_csv, tables, up
 
 A, B, C = "10.0.0.1", "10.0.0.2", "10.0.0.3"
 TO = ("--email-to", "root@example.net")
 NOWHERE = "SMTP-SERVER 127.0.0.1:9"
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(autouse=True)
-def no_real_nmap(fake):
-    """Whatever a test gets wrong, nothing real is scanned."""
-    fake("nmap", hosts={})
+pytestmark = pytest.mark.usefixtures("no_real_nmap")
 
 
 @pytest.fixture
-def nights(run, rc, fake, tmp_path):
-    return Nights(run, rc, fake, tmp_path)
-
-
-@pytest.fixture
-def inside(capfd, monkeypatch):
-    """inside(*argv): the program in this process, waiting less: Result(status, out, err)."""
-    from conftest import Result
-    monkeypatch.setattr(nmap_audit, "SMTP_WAITS", (.01, .01))
+def impatient(monkeypatch):
     monkeypatch.setattr(nmap_audit, "SENDMAIL_SECONDS", 1)
-    handlers = {number: signal.getsignal(number) for number in nmap_audit.SIGNALS}
-
-    def call(*argv, env=None, cwd=None):
-        capfd.readouterr()
-        status = nmap_audit.main(list(map(str, argv)))
-        return Result(status, *capfd.readouterr())
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def waiting(nights):
@@ -98,7 +75,7 @@ def test_M2_sendmail_fails(nights, fake, fault):
     check_sent_first(nights, night, fake)
 
 
-def test_M2_sendmail_hangs(nights, inside, fake):
+def test_M2_sendmail_hangs(nights, inside, fake, impatient):
     sendmail = fake("sendmail", hang=60)
     nights.whole, nights.run = nights.run, inside
     started = time.monotonic()
@@ -109,7 +86,7 @@ def test_M2_sendmail_hangs(nights, inside, fake):
     check_sent_first(nights, night, fake)
 
 
-def test_M2_sendmail_leaves_a_child_that_holds_its_pipes(nights, inside, fake, tmp_path):
+def test_M2_sendmail_leaves_a_child_that_holds_its_pipes(nights, inside, fake, impatient, tmp_path):
     """A daemon of its own making; the mail was taken."""
     fake("sendmail", text=f"#!/bin/sh\ncat > {tmp_path}/mail\nsleep 30 &\nexit 0\n")
     nights.run = inside

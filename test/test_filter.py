@@ -1,4 +1,5 @@
 """Which findings the rules of the rc file accept."""
+import datetime
 import itertools
 import re
 from dataclasses import replace
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nmap_audit
-from nights import Nights, up
+from nights import up
 from nmap_audit import Changes, Finding, HostResult, Port, Run
 
 HOST = HostResult("192.0.2.25", "audited", names=("mail.example.net", "smtp.example.org"),
@@ -216,14 +217,48 @@ def test_only_an_audited_host_misses_something(host):
     assert not changes.findings
 
 
-def test_rules_accept_no_change_but_of_ports_that_are_there(run, rc, fake, tmp_path):
+def test_rules_accept_no_change_but_of_ports_that_are_there(nights):
     """With everything ignored, what is gone is told, and nothing else."""
-    nights = Nights(run, rc, fake, tmp_path)
     nights.rules = group("ignore * * * *")
     nights.audit({"10.0.0.1": up(25, 80), "10.0.0.2": up(22), "10.0.0.3": up()})
     night = nights.audit({"10.0.0.1": up((25, "tcp", "filtered"), 443), "10.0.0.3": up()})
     assert night.changes == {("10.0.0.1", 80, "tcp"): "gone"}
     assert night.first == "2 of 2 hosts audited, 0 findings, 2 gone"
+
+
+# ---- Until -------------------------------------------------------------------------------------
+
+RUN_DAY = datetime.date(2031, 3, 1)     # of judge()
+
+
+def on(days):
+    return f"{RUN_DAY + datetime.timedelta(days)}"
+
+
+@pytest.mark.parametrize("days, holds, named", (
+    (400, True, False), (15, True, False), (14, True, True), (2, True, True), (1, True, True), (0, False, True),
+    (-1, False, True), (-400, False, True)))
+def test_a_rule_with_an_end(days, holds, named):
+    changes = judge(group(f"ignore 25 tcp open smtp until {on(days)}", "ignore 80 tcp open *"), SMTP)
+    assert (not changes.findings, len(changes.ignored)) == (holds, holds)
+    assert [(rule.until, rule.where.short) for rule in changes.lapsing] == [(on(days), "rc:3")] * named
+    expected = judge(group(f"expect 25 tcp open smtp until {on(days)}"), SMTP)
+    assert (not expected.findings, len(expected.ignored), len(expected.lapsing)) == (holds, holds, named)
+    missing = judge(group(f"expect 25 tcp open smtp until {on(days)}"), Port(25, "tcp", "closed", "smtp"))
+    assert [each.change for each in missing.findings] == ["missing"] * holds and len(missing.lapsing) == named
+
+
+def test_rules_that_lapse_are_named_in_groups_of_others_too():
+    """And as often as they stand there: each is a line to be taken out."""
+    rule = f"ignore 25 tcp open smtp until {on(3)}"
+    lapsing = judge(group(rule, rule, name="a") + group(rule, tag="ip 10.0.0.1", name="b"), SMTP).lapsing
+    assert [(each.group, each.where.line) for each in lapsing] == [("a", 3), ("a", 4), ("b", 8)]
+
+
+def test_another_rule_without_an_end_holds_on():
+    ended, lasting = f"ignore 25 tcp open smtp until {on(-9)}", "ignore 25 tcp open *"
+    for rules in ((ended, lasting), (lasting, ended)):
+        assert not judge(group(*rules), SMTP).findings
 
 
 # ---- Properties --------------------------------------------------------------------------------
@@ -247,8 +282,8 @@ GROUPS = st.lists(st.tuples(st.sampled_from(("ip *", "ip 192.0.2.25", "ip 10.0.0
                             st.lists(RULES, min_size=1, max_size=3)), max_size=4)
 
 
-def write(groups):
-    return "".join(group(*(f"ignore {rule}" for rule in rules), tag=tag, name=f"g{at}")
+def write(groups, more=""):
+    return "".join(group(*(f"ignore {rule}{more}" for rule in rules), tag=tag, name=f"g{at}")
                    for at, (tag, rules) in enumerate(groups))
 
 
@@ -268,6 +303,14 @@ def test_order_means_nothing(groups, ports, random):
 @given(GROUPS, GROUPS, st.lists(PORTS, min_size=1, max_size=6, unique_by=lambda port: port.key))
 def test_a_rule_more_never_tells_more(groups, more, ports):
     assert told(groups + more, ports) == told(groups, ports) & told(more, ports)
+
+
+@settings(deadline=None)
+@given(GROUPS, st.lists(PORTS, min_size=1, max_size=6, unique_by=lambda port: port.key), st.integers(-20, 20))
+def test_before_its_day_an_end_changes_nothing_and_then_everything(groups, ports, days):
+    found = judge(write(groups, f" until {on(days)}"), *ports)
+    assert {each.port for each in found.findings} == (told(groups, ports) if days > 0 else set(ports))
+    assert len(found.lapsing) == (sum(len(rules) for _, rules in groups) if days <= 14 else 0)
 
 
 @settings(deadline=None)

@@ -4,7 +4,6 @@ import contextlib
 import email
 import email.policy
 import re
-import signal
 import ssl
 import threading
 from dataclasses import replace
@@ -12,24 +11,18 @@ from dataclasses import replace
 import pytest
 
 import nmap_audit
-from nights import Nights, read_csv, up
+from nights import read_csv, up
 
 aiosmtpd = pytest.importorskip("aiosmtpd.smtp", reason="aiosmtpd is not installed")
 trustme = pytest.importorskip("trustme", reason="trustme is not installed")
 
 A = "10.0.0.1"
 TO = ("--email-to", "root@example.net")
-
-
-@pytest.fixture(autouse=True)
-def no_real_nmap(fake):
-    """Whatever a test gets wrong, nothing real is scanned."""
-    fake("nmap", hosts={})
+pytestmark = pytest.mark.usefixtures("no_real_nmap")
 
 
 @pytest.fixture
-def nights(run, rc, fake, tmp_path):
-    nights = Nights(run, rc, fake, tmp_path)
+def nights(nights):
     nights.ips = "10.0.0.1-2"
     return nights
 
@@ -294,23 +287,6 @@ def serve():
             stack.callback(server.close)
             return server
         yield start
-
-
-@pytest.fixture
-def inside(capfd, monkeypatch):
-    """inside(*argv): the program in this process, waiting less; (status, out, err)."""
-    monkeypatch.setattr(nmap_audit, "SMTP_WAITS", (.01, .01, .01))
-    monkeypatch.setattr(nmap_audit, "SMTP_SECONDS", 2)
-    handlers = {number: signal.getsignal(number) for number in nmap_audit.SIGNALS}
-    from conftest import Result
-
-    def call(*argv, env=None, cwd=None):
-        capfd.readouterr()
-        status = nmap_audit.main(list(map(str, argv)))
-        return Result(status, *capfd.readouterr())
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

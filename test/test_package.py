@@ -259,7 +259,7 @@ def bash(*words: str, cwd: Path) -> set[str]:
     (['--fail-on', 'gone,n'], {'gone,new'}), (['--batch', ''], {'auto'}), (['--nmap', ''], set()),
     (['--config', 'au'], {'audit.rc', 'audits'}), (['--dir-name', ''], {'audits', 'more'}),
     (['--dir-name', 'audits,m'], {'audits,more'}), (['--dir-name', '=', 'audits,m'], {'audits,more'}),
-    (['--accept', '--q'], {'--quiet'}), (['--resume', ''], set()), (['--resume', '--scan'], {'--scan-only'})])
+    (['--scan-only', '--q'], {'--quiet'}), (['--resume', ''], set()), (['--resume', '--scan'], {'--scan-only'})])
 def test_bash_completes(tmp_path: Path, words: list[str], offered: set[str]) -> None:
     (tmp_path / 'audit.rc').touch()
     for name in ('audits', 'more'):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import nmap_audit
-from nights import Nights, read_csv, up
+from nights import read_csv, up
 from nmap_audit import Changes, Finding, HostResult, Port, Run
 
 RULES = """
@@ -44,17 +44,11 @@ SECOND = {
                                                  "and vendors like to give them, of more than forty characters"),
                    names=["a-host-name-that-is-longer-than-most.of-a-rather-deep.domain.example.net"]),
     "10.0.0.8": up(fault={"exit": 1, "stderr": "dnet: Failed to open device eth0\nQUITTING!"}), "10.0.0.9": up()}
-
-
-@pytest.fixture(autouse=True)
-def no_real_nmap(fake):
-    """Whatever a test gets wrong, nothing real is scanned."""
-    fake("nmap", hosts={})
+pytestmark = pytest.mark.usefixtures("no_real_nmap")
 
 
 @pytest.fixture
-def nights(run, rc, fake, tmp_path):
-    nights = Nights(run, rc, fake, tmp_path)
+def nights(nights):
     nights.ips, nights.rules = "10.0.0.1-12 nosuch.example.net".replace(" ", "\nIPS "), RULES
     return nights
 
