@@ -970,7 +970,7 @@ def _last_words(err: str) -> str:
     return shown(" / ".join(map(str.strip, lines))[-300:], 300)
 
 def batch_size(config: Config, left: int, workers: int) -> int:
-    """How many addresses the next process gets: a share of what is left, but not so few that its start costs most."""
+    """How many addresses a process gets of so many: all go in one wave where they can, since a process mostly waits."""
     least = min((size for kind, size in LEAST_BATCH.items() if re.search(kind, " ".join(config.nmap))), default=32)
     return 1 if opened(config.nmap) else config.batch or min(MOST_BATCH, max(least, -(-left // workers)))
 
@@ -1021,7 +1021,7 @@ class Scanner(Shell):
                 done = {task for task in tasks if task.done()}
                 tasks -= done
                 await asyncio.gather(*done)  # raises what they raised
-                size = batch_size(self.config, len(addresses) - at, workers)
+                size = batch_size(self.config, len(addresses) - at * (len(addresses) > workers * MOST_BATCH), workers)
                 tasks.add(task := asyncio.create_task(self._batch(addresses[at:at + size])))
                 task.add_done_callback(lambda _: semaphore.release())
                 at += size
