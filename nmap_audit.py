@@ -481,7 +481,7 @@ def _kind(word: str) -> str:
         numbers = filter(str.isdigit, word.split("-"))
         ends = [int(end) if re.fullmatch("0|[1-9][0-9]{0,4}", end) else 1 << 16 for end in numbers]
         if ends != sorted(ends) or max(ends, default=0) > 65535 or not re.fullmatch(r"[0-9]+-[0-9]+|[0-9*]+", word):
-            raise ValueError(f"'{shown(word, 30)}' is no port up to 65535; write a number, N-M or *, a rule for each")
+            raise ValueError(f"'{shown(word, 30)}' is no port up to 65535, or runs backwards; write a number, N-M or *")
         return "port"
     return next((kind for words, kind in KINDS.items() if word in words.split()), "service")
 

@@ -232,6 +232,17 @@ def test_what_was_whole_when_nmap_died_is_kept(batches, fault):
     assert again.status == 0 and len(again.out.splitlines()) == 17
 
 
+@pytest.mark.parametrize("cut", (-100, -1500))
+def test_what_is_whole_in_a_batch_that_is_cut_off_is_kept(batches, cut):
+    """A full disk over there: status 0, and a document without its end, or without its last hosts."""
+    result = batches.hosts(16, {"10.0.0.7": {"cut": cut, "once": True}}).audit("BATCH 16")
+    assert result.status == 0 and set(batches.outcomes.values()) == {"audited"}
+    assert batches.ports == expected(batches) and len(batches.documents()) == 16
+    asked = [batches.nmap.scanned.count(address) for address in batches.addresses]
+    whole = 16 if cut == -100 else asked.index(2)
+    assert whole > 8 and asked == [1] * whole + [2] * (16 - whole)
+
+
 @pytest.mark.parametrize("fault", ({"after": True, "kill": 9}, {"after": True, "exit": 1}))
 def test_what_was_whole_when_nmap_died_at_its_end_is_kept(batches, fault):
     result = batches.hosts(16, {"10.0.0.7": fault}).audit("BATCH 16")

@@ -1088,7 +1088,7 @@ group wrong fields                  #
     ignore 70000 tcp open x         #29:12 65535
     ignore 9-5 tcp open x           #30:12 backwards
     ignore 25 tcp open a b          #31:12 kind
-    ignore 25-30-40 tcp open x      #32:12 kind
+    ignore 25-30-40 tcp open x      #32:12 no port
     ignore 25 tcp open              #33:12 four
     ip 10.0.0.9-10.0.0.1            #34:8 range
     ip fe80::/200                   #35:8 fe80

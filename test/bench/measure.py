@@ -1,13 +1,16 @@
 """What the benchmarks share: commands measured, tables of ratios, nmap XML and rc files to work on.
 
 CPU is user and system time of a process and of all that it waited for; memory is the peak of the largest of them.
+What does not end within LIMIT seconds counts as endless.
 Every ratio is against a peer measured in the same run: seconds of another day, or another machine, say nothing.
 """
+import math
 import os
 import shlex
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +19,7 @@ from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = (sys.executable, "-c", "import sys, nmap_audit; sys.exit(nmap_audit.main())")  # compiled, as it is installed
-TYPED = "nmap-audit"
+TYPED, LIMIT = "nmap-audit", 240
 
 
 class Used(NamedTuple):
@@ -46,12 +49,17 @@ def _once(words, env, cwd, statuses):
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         start = time.monotonic()
         process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=env, cwd=cwd)
+        alarm = threading.Timer(LIMIT, process.kill)
+        alarm.start()
         _, status, usage = os.wait4(process.pid, 0)
+        alarm.cancel()
         wall, process.returncode = time.monotonic() - start, os.waitstatus_to_exitcode(status)
         texts = []
         for file in (out, err):
             file.seek(0)
             texts.append(file.read(1 << 20).decode(errors="replace"))
+    if wall >= LIMIT:
+        return Used(math.inf, math.inf, usage.ru_maxrss >> 10, process.returncode, *texts)
     if process.returncode not in statuses:
         raise RuntimeError(f"{shlex.join(words)}: {process.returncode}\n{texts[1][-2000:]}")
     return Used(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss >> 10, process.returncode, *texts)
