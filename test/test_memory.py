@@ -418,6 +418,14 @@ def test_where_keep_runs_may_stand(nights, rule, option, kept):
     assert len(nights.runs) == kept
 
 
+def test_by_default_an_old_unfinished_run_stays_too(nights):
+    unfinished = nights.audit({A: up(25)})
+    nights.interrupt(unfinished)
+    for option in ((), ("--keep-runs", "0")):
+        nights.audit({A: up(25)}, *option)
+    assert nights.runs[0] == unfinished.folder and len(nights.runs) == 3
+
+
 @pytest.mark.parametrize("text", ("-1", "two", "1.5", "", "1 2"))
 def test_what_keep_runs_cannot_be(nights, text):
     nights.audit({A: up()})
@@ -1086,6 +1094,12 @@ def test_most_hosts_down_at_once_is_said_on_line_two(nights):
     night = nights.audit({A: up()})
     assert "network may be broken" in night.report.splitlines()[1] and "2 of 3" in night.report.splitlines()[1]
     assert nights.audit({A: up(), B: up(), C: up()}).changes == {}
+
+
+def test_most_hosts_failed_at_once_is_said_on_line_two(nights):
+    nights.audit({A: up(), B: up(), C: up()})
+    night = nights.audit({A: up(fault={"exit": 1}), C: up()})
+    assert "network may be broken" in night.report.splitlines()[1] and "2 of 3" in night.report.splitlines()[1]
 
 
 def test_half_of_the_hosts_down_is_no_broken_network(nights):
