@@ -937,7 +937,7 @@ def split_hosts(out: bytes, end: bytes = b"") -> list[bytes]:
     """A batch's output as a document a host, each element byte for byte, and one without; `end` where there is none."""
     spans = [match.span() for match in HOST_ELEMENT.finditer(out)]
     head, tail = (out[:spans[0][0]], out[spans[-1][1]:]) if spans else (out, b"")
-    ending = tail if b"</nmaprun>" in tail or not end else end
+    ending = tail if b"<finished" in tail or not end else end
     return [*(head + out[start:stop] + ending for start, stop in spans), head + tail]
 
 def batch_results(output: Output, batch: Sequence[str], open_only: bool) -> dict[str, tuple[HostResult, bytes]]:
