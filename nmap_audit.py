@@ -720,7 +720,7 @@ def read_record(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
         record: dict[str, Any] = json.loads((folder / "run.json").read_bytes())
         usable = record["version"] == VERSION and {"told", "status", "nmap", "ips"} <= record.keys() and all(
             note.keys() >= {"outcome", "reason", "seconds", "start"} for note in record["hosts"].values())
-        read_state(record.get("state", {"lists": [], "hosts": {}}))
+        list(map(read_state, [record.get("state", {"lists": [], "hosts": {}}), *filter(None, [record.get("before")])]))
         return (record, ()) if usable else ({}, (f"{folder}/run.json is of another version; its XML is read instead",))
     except (OSError, ValueError, RecursionError, LookupError, AttributeError, TypeError) as error:
         remark = f"{folder}/run.json cannot be read; its XML is read instead"

@@ -687,6 +687,9 @@ def test_F7_planted_links(audit, fake, tmp_path):
 NONSENSE = ('[]', 'null', '{"version": 1, "hosts": {"10.0.0.1": 3}}',
             '{"version": 1, "hosts": {}, "told": true, "state": []}',
             '{"version": 1, "hosts": {}, "told": true, "state": {"lists": [], "hosts": {"10.0.0.1": {"x": 1}}}}')
+NONSENSE += tuple(json.dumps({"version": 1, "hosts": {}, "told": True, "status": "finished", "nmap": [], "ips": [],
+                              **more})
+                  for more in ({"before": {"lists": []}}, {"before": [1]}, {"state": None}))
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "future", "deleted"])
