@@ -34,6 +34,7 @@ import tempfile
 import time
 import traceback
 import unicodedata
+import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -75,6 +76,7 @@ class Where(NamedTuple):
 
 # `WORD VALUE`: a line of the rc file, or an option. An empty word: no statement at all.
 Line = NamedTuple("Line", [("word", str), ("value", str), ("where", Where), ("value_where", Where)])
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """`ignore` or `expect` PORT PROTOCOL STATE SERVICE, in lower case; from the day `until` on it does not hold."""
@@ -605,7 +607,6 @@ def _port(attrs: Mapping[str, Any]) -> Port:
     words = service.get("product"), service.get("version"), service.get("extrainfo") and f"({service['extrainfo']})"
     return _shared_port(_int(attrs.get("portid")), attrs.get("protocol", ""), attrs.get("<state", {}).get("state", ""),
                         service.get("name", ""), " ".join(filter(None, words)))
-
 _shared_port = functools.lru_cache(maxsize=1 << 14)(Port)  # a network has many equal ports
 def _host(part: Parts, ports: tuple[Port, ...]) -> HostResult | None:
     addresses = [each["addr"] for each in part["address"] if each.get("addrtype") != "mac" and each.get("addr")]
@@ -783,9 +784,10 @@ def write_file(path: Path, data: bytes) -> bool:
             os.fsync(handle)
         os.replace(part, path)
         return True
-    finally:
+    except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(part)
+        raise
 
 def say(text: str, before: str = "") -> None:
     """Writes lines to standard error, which nobody may be reading."""
@@ -1342,15 +1344,13 @@ def _to_smtp(data: bytes, config: Config) -> str:
     import smtplib
     import ssl
     from email import message_from_bytes, utils
-    host, port = config.smtp_server or "localhost", SMTP_PORTS[config.smtp_tls]
-    if match := re.fullmatch(r"(\[.*\]|[^:]*):(\d+)", host):
-        host, port = match[1], int(match[2])
+    server = urllib.parse.urlsplit(f"//{config.smtp_server or 'localhost'}")
     context = ssl.create_default_context()
     connect = functools.partial(smtplib.SMTP_SSL, context=context) if config.smtp_tls == "tls" else smtplib.SMTP
     headers = message_from_bytes(data)
     sender, people = ([address for _, address in utils.getaddresses(headers.get_all(name, []))]
                       for name in ("From", "To"))
-    with connect(host.strip("[]"), port, timeout=SMTP_SECONDS) as smtp:
+    with connect(server.hostname or "", server.port or SMTP_PORTS[config.smtp_tls], timeout=SMTP_SECONDS) as smtp:
         if config.smtp_tls == "starttls":
             smtp.starttls(context=context)
         if config.smtp_user:
@@ -1437,7 +1437,6 @@ class Audit(Scanner):
             self._send_kept()
             self.run.record.update(status="finished", ended=time.strftime(TIME))
             run = read_run(self.run.folder, self.run.record)
-            self.statuses += [2 * any(host.outcome not in ("audited", "down") for host in run.hosts.values())]
             self.report([run], [run], scanned=True)
             self._prune(directory)
     def _begin(self, argv: Sequence[str]) -> Run:
@@ -1479,7 +1478,7 @@ class Audit(Scanner):
         """What runs say as one, beside what was known and after the rules were heard; whether nothing was known."""
         groups, base = self.config.groups, self.config.baseline
         states = [last_told(run, groups) for run in runs]
-        for run, (state, _) in zip(runs, states):
+        for run, (state, _) in (pair for pair in zip(runs, states) if not pair[0].record.get("told")):
             run.record["before"] = None if state is None else state_json(state)
         if base:
             states = [(fold({}, _stored(base, home(runs[0].folder)), groups)[0], [f"compared with {base}"])]
@@ -1492,13 +1491,14 @@ class Audit(Scanner):
     def report(self, runs: Sequence[Run], untold: Sequence[Run], *, scanned: bool) -> None:
         """Tells what runs say, as one; of those not told before, run.json notes it. scanned: the one run is new."""
         config, (run, changes, first) = self.config, self._view(runs)
+        self.statuses.append(2 * any(host.outcome not in ("audited", "down") for host in run.hosts.values()))
         if scanned and config.scan_only:
             return self.save(runs[0])
         report = make_report(run, changes, detail=config.detail, headings=not config.no_csv_headings)
         for each in untold:
             each.record.update(list_findings(changes))
         self._tell(run.folder, report, untold, first=first, scanned=scanned)
-        self.statuses += [2 * bool(report.counts["not audited"]), int(any(map(report.counts.get, config.fail_on)))]
+        self.statuses.append(int(any(map(report.counts.get, config.fail_on))))
     def _tell(self, folder: Path, report: Report, untold: Sequence[Run], *, first: bool, scanned: bool) -> None:
         config, counts = self.config, report.counts
         changed = first or any(counts[name] for name in TELLING)

@@ -54,6 +54,22 @@ class Night(NamedTuple):
         return tables(self.report)
 
 
+class Stored:
+    """What lies in a DIR-NAME, `state`: its newest run."""
+
+    @property
+    def last(self):
+        return max(self.state.glob("[0-9]*-[0-9]*"))
+
+    @property
+    def record(self):
+        return json.loads((self.last / "run.json").read_bytes())
+
+    @property
+    def outcomes(self):
+        return {address: note["outcome"] for address, note in self.record["hosts"].items()}
+
+
 class Nights:
     """The audits of one DIR-NAME."""
 

@@ -4,7 +4,6 @@ What is finished is kept, what is not is tried again with fewer neighbours, and 
 """
 import csv
 import io
-import json
 import os
 import re
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from labtools import wait_until
+from nights import Stored
 
 ELEMENT = re.compile(rb"<host[ >].*?</host>\n", re.DOTALL)
 HOST = {"ports": [[25, "tcp", "open", "smtp"]]}
@@ -28,7 +28,7 @@ exit $status
 """
 
 
-class Batches:
+class Batches(Stored):
     """An audit of 10.0.0.0/16 with a fake nmap in which a test says what goes wrong."""
 
     def __init__(self, rc, run, start, fake, folder):
@@ -58,18 +58,6 @@ class Batches:
     def sizes(self):
         """How many addresses each process got, in the order of their start."""
         return [len(words) - words.index("--") - 1 for words in self.nmap.scans]
-
-    @property
-    def last(self):
-        return max(self.state.glob("[0-9]*-[0-9]*"))
-
-    @property
-    def record(self):
-        return json.loads((self.last / "run.json").read_bytes())
-
-    @property
-    def outcomes(self):
-        return {address: note["outcome"] for address, note in self.record["hosts"].items()}
 
     @property
     def ports(self):

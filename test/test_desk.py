@@ -5,7 +5,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-from nights import Nights, read_csv, up
+from nights import read_csv, up
 
 A, B, C, D = "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"
 TO = ("--email-to", "root@example.net")
@@ -40,11 +40,6 @@ MODULE = """<?xml version="1.0"?>
 <!DOCTYPE script:module PUBLIC "-//OpenOffice.org//DTD OfficeDocument 1.0//EN" "module.dtd">
 <script:module xmlns:script="http://openoffice.org/2000/script" script:name="Desk" script:language="StarBasic">{}
 </script:module>"""
-
-
-@pytest.fixture
-def nights(run, rc, fake, tmp_path):
-    return Nights(run, rc, fake, tmp_path)
 
 
 @pytest.fixture

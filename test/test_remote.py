@@ -3,7 +3,6 @@
 A real sshd and a real Slurm, both on loopback with files and ports of their own, scan addresses of 127.0.0.0/8.
 """
 import csv
-import json
 import shutil
 import signal
 
@@ -11,11 +10,12 @@ import pytest
 
 import labtools
 from labtools import loopback, running, wait_until
+from nights import Stored
 
 SLOW = "nmap -sT -n --max-rate 1 -p1-1000"      # a quarter of an hour
 
 
-class Remote:
+class Remote(Stored):
     """An audit of three addresses of loopback by a far nmap; the second has a port open."""
 
     def __init__(self, far, words, env, rc, run, start, folder):
@@ -37,18 +37,6 @@ class Remote:
         process = self.start("--config", self.config(nmap, *lines, **more), env=self.env)
         wait_until(lambda: running("--max-rate", self.addresses[0]), 20, "the far nmap")
         return process
-
-    @property
-    def last(self):
-        return max(self.state.glob("[0-9]*-[0-9]*"))
-
-    @property
-    def record(self):
-        return json.loads((self.last / "run.json").read_bytes())
-
-    @property
-    def outcomes(self):
-        return {address: note["outcome"] for address, note in self.record["hosts"].items()}
 
 
 def ssh(words):

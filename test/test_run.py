@@ -15,12 +15,7 @@ from nights import Nights, read_csv, up
 DATA = Path(__file__).parent / "data" / "nmap"
 A = "192.0.2.1"
 SMTP = (25, "tcp", "open", "smtp", "")
-
-
-@pytest.fixture(autouse=True)
-def no_real_nmap(fake):
-    """Whatever a test gets wrong, nothing real is scanned."""
-    fake("nmap", hosts={})
+pytestmark = pytest.mark.usefixtures("no_real_nmap")
 
 
 @pytest.fixture
