@@ -1,15 +1,15 @@
 """Run nmap on many hosts at once, drop every open port that somebody already accepted, mail the rest.
 
     rc text --parse_rc--> Blocks --read_config--> Config --Scanner--> Run: DIR-NAME/20261124-040654/{*.xml, run.json}
-    Run --read_run--> HostResults --fold(State)--> Changes --find(Groups)--> Changes --make_report--> Report
-    Report --make_message--> EmailMessage --send_mail--> out
+    Run --read_run--> HostResults --find(State, Groups)--> Changes --make_report--> Report
+    Report --make_message--> mail --send_mail--> out
 
 Arrows only go forward, and the run directory is the only thing that passes from scanning to reporting. A section
 of this file uses itself and the sections above it; inside a section public names come before their helpers.
 """
 from __future__ import annotations
 
-import asyncio
+import collections
 import contextlib
 import csv
 import datetime
@@ -28,24 +28,19 @@ import resource
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import unicodedata
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-from xml.sax import SAXException
-
-from defusedxml.common import DefusedXmlException
-from defusedxml.expatreader import DefusedExpatParser
-
-if TYPE_CHECKING:
-    from email.message import EmailMessage
+from typing import Any, NamedTuple, TextIO, TypeVar
 
 __version__ = "1.0.0"
 OUTCOMES = ("timed out", "failed", "cut off", "not scanned", "down", "audited")  # in the order of reports
@@ -71,47 +66,58 @@ class Where(NamedTuple):
         return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
     @property
     def short(self) -> str:
-        """`nmap-audit.rc:41`, as reports name a line."""
-        return f"{os.path.basename(self.file)}:{self.line}" if self.line else self.file
+        return f"{os.path.basename(self.file)}:{self.line}"
 
 # `WORD VALUE`: a line of the rc file, or an option. An empty word: no statement at all.
 Line = NamedTuple("Line", [("word", str), ("value", str), ("where", Where), ("value_where", Where)])
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """`ignore` or `expect` PORT PROTOCOL STATE SERVICE, in lower case; from the day `until` on it does not hold."""
     word: str
     fields: Fields
     where: Where
     group: str
     until: str = ""
+    def holds(self, day: str) -> bool:
+        return not self.until or day < self.until
+
+class Tag(NamedTuple):
+    """`ip`, `hostname` or `os` VALUE: its hosts; they have one of its keys (see host_keys), or are asked."""
+    word: str
+    where: Where
+    matches: Callable[[HostResult], bool]
+    keys: tuple[Any, ...] = ()
 
 @dataclass(frozen=True, eq=False)
 class Group:
     """The hosts that any of `tags` matches, and the rules on their ports."""
     name: str
-    tags: tuple[Callable[[HostResult], bool], ...]
+    tags: tuple[Tag, ...]
     rules: tuple[Rule, ...]
+    @functools.cached_property
+    def by_port(self) -> Mapping[str, Sequence[Rule]]:
+        return gathered((rule.fields[0] if rule.fields[0].isdigit() else "*", rule) for rule in self.rules)
+    @functools.cached_property
+    def expected(self) -> Sequence[Rule]:
+        return [rule for rule in self.rules if rule.word == "expect"]
 
-@dataclass(frozen=True, slots=True)
-class Port:
+class Port(NamedTuple):
     """A port that nmap lists one by one, in nmap's words; service and version may be empty."""
     number: int
     protocol: str
     state: str
     service: str = ""
     version: str = ""
+    first_seen: str = ""  # a date
     @property
     def key(self) -> str:
         """`25/tcp`, as nmap prints it."""
         return f"{self.number}/{self.protocol}"
     @property
     def fields(self) -> Fields:
-        """What rules are compared with."""
         return str(self.number), self.protocol, self.state, self.service.lower()
 
-@dataclass(frozen=True, slots=True)
-class HostResult:
+class HostResult(NamedTuple):
     """What a run knows of one address: exactly one outcome of OUTCOMES and, when it is not audited, why."""
     address: str
     outcome: str
@@ -126,50 +132,39 @@ class HostResult:
     def __str__(self) -> str:
         return f"{self.address} ({self.names[0]})" if self.names else self.address
 
-@dataclass(frozen=True, slots=True)
-class Run:
+NOBODY = HostResult("", "")
+
+class Run(NamedTuple):
     """A run directory, read: results by address; run.json, empty where unusable; remarks on what was odd."""
     folder: Path
     hosts: Mapping[str, HostResult]
     record: dict[str, Any]
     remarks: tuple[str, ...] = ()
 
-class Known(NamedTuple):
-    """What is remembered of an address; `ports` maps 25/tcp to (state, service, date first seen)."""
-    run_id: str = ""  # of the last audited result
-    up: bool = False
-    name: str = ""
-    os: str = ""
-    groups: tuple[str, ...] = ()
-    looked: Looked = ()
-    ports: Mapping[str, tuple[str, str, str]] = {}
-
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """A port of a host, or the host itself (then it has no port), and what is to be said of it: a word of TITLES."""
     host: HostResult
     change: str
     port: Port = Port(0, "", "")
-    first_seen: str = ""
     before: str = ""  # its state in the baseline
     rules: tuple[Rule, ...] = ()  # those that ignore it or, where it is missing, expect it
+    why: str = ""
 
-@dataclass(frozen=True, slots=True)
-class Changes:
+class Changes(NamedTuple):
     """What a run says beside its baseline and, once the rules were heard, what of it they accept."""
     findings: tuple[Finding, ...]
     asked: int  # hosts that were up in their last result and were asked again
     lost: int  # of those: down or failed now
     ignored: tuple[Finding, ...] = ()
-    lapsing: tuple[Rule, ...] = ()  # end within 14 days, or have ended
+    lapsing: tuple[Finding, ...] = ()  # rules that end within 14 days, or have ended
 
 # A report as text, the same without its findings, scan_report.csv; and the counts that decide about telling it.
 Report = NamedTuple("Report", [("text", str), ("head", str), ("csv", str), ("counts", Mapping[str, int])])
 # What an nmap process left: its status (negative: killed by that signal), its output, the end of its errors.
 Output = NamedTuple("Output", [("status", int), ("out", bytes), ("err", str), ("seconds", float)])
-Mistakes = list[tuple[Where, str]]  # each: what is wrong; what to do
+Mistakes = dict[Where, str]  # what is wrong; what to do: one a place
 Block = tuple[Line | None, tuple[Line, ...]]  # the lines behind a head: `group NAME`, `end group NAME`, or the start
-State = Mapping[str, Known]  # by address
+State = Mapping[str, HostResult]  # what is remembered, by address: the ports of all its results; file: the last's run
 
 def gathered(pairs: Iterable[tuple[K, T]]) -> dict[K, list[T]]:
     """What comes with each key, in the order of its coming."""
@@ -190,11 +185,11 @@ def shown(text: str, width: int = 200) -> str:
 
 # ---- Reading the rc file --------------------------------------------------------------------------------------------
 RC_BYTES = 1 << 20
-
 # The grammar knows only shape: words are looked up later, so that a misspelt one is told as such. What is no statement
 # becomes one too (junk), so that one bad line does not hide the mistakes of all others.
 GRAMMAR = r"""
-    start: _NL? _statement* section*
+    start: _NL? top section*
+    top: _statement*
     section: (begin | end) _statement*
     begin: "group"i VALUE? _NL
     end: "end"i VALUE? _NL
@@ -225,10 +220,8 @@ def read_rc(path: str) -> str:
 
 def parse_rc(text: str, file: str) -> tuple[Block, ...]:
     """The blocks of an rc file's text; the first holds what stands before any group."""
-    nodes = _parser().parse(text + "\n").children
-    sections = ([_line(each, file) for each in node.children] for node in nodes if node.data == "section")
-    top = tuple(_line(node, file) for node in nodes if node.data != "section")
-    return (None, top), *((head, tuple(lines)) for head, *lines in sections)
+    top, *sections = ([_line(each, file) for each in node.children] for node in _parser().parse(text + "\n").children)
+    return (None, tuple(top)), *((head, tuple(lines)) for head, *lines in sections)
 
 @functools.lru_cache(maxsize=1)
 def _parser() -> Any:
@@ -245,31 +238,33 @@ def _line(node: Any, file: str) -> Line:
 
 # ---- Understanding the rc file --------------------------------------------------------------------------------------
 MOST_ADDRESSES, MOST_LETTERS = 1 << 20, 9999  # of all targets, of one target
-RULES, FIELDS = ("ignore", "expect"), ("port", "protocol", "state", "service")
-KINDS = {"tcp udp sctp ip": "protocol", "open closed filtered unfiltered open|filtered closed|filtered": "state"}
+TAGS, RULES = ("ip", "hostname", "os"), ("ignore", "expect")
+FIELDS = {"port": "N N-M", "protocol": "tcp udp sctp ip",  # a rule's, and what they may be beside `*`
+          "state": "open closed filtered unfiltered open|filtered closed|filtered", "service": "NAME"}
+SHIFTS = (8, 20, 64, 96, 128)  # an address without that many of its last bits is a key
+NUMBER = "(?:0|[1-9][0-9]{0,4})"  # what begins with another 0 is octal to some
 # What says where nmap's output goes or its targets come from, flags bundled before it; and what only begins so.
 REFUSED = re.compile(r"--?([46AFfhnRrvVdq]*[oi]|ap|resu|sty|=|$)")
 NOT_REFUSED = ("open", "osscan-guess", "osscan-limit", "iflist", "ip-options", "initial-rtt-timeout", "host-timeout",
                "noninteractive", "no-stylesheet")
-NAME = r"(?!-)(?:[\w-]+\.)*(?!0[xX])[\w-]*[A-Za-z][\w-]*\.?"  # not `1234` or `0x7f.1`: resolvers read addresses there
-TARGET = re.compile(rf"(?:{NAME}|[0-9*,-]+(?:\.[0-9*,-]+){{3}}|[^,]*:[^,]*)(?:/[^,]*)?", re.ASCII)
-def _meant(word: str, known: Iterable[str], manual: str = "nmap-audit.rc(5)") -> str:
-    near = [name for name in known if name.startswith(word[:4])] or difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean '{near[0]}'?" if near else f"; see {manual}"
-def _addresses(text: str) -> tuple[str, ...]:
+NAME = r"(?!-)(?:[\w-]+\.)*(?!0[xX])(?=[\w-]*[A-Za-z])[\w-]+\.?"  # `1234`, `0x7f.1` are addresses to resolvers
+TARGET = rf"(?a:{NAME}|[0-9*,-]+(?:\.[0-9*,-]+){{3}}|[^,\s]*:[^,\s]*)(?:/[^,\s]*)?"
+def _meant(word: str, known: Iterable[str], otherwise: str = "see nmap-audit.rc(5)") -> str:
+    near = [name for name in known if name.startswith(word[:5])] or difflib.get_close_matches(word, list(known), 1)
+    return f"did you mean '{near[0]}'?" if near else otherwise
+def _addresses(text: str) -> Texts:
     from email.utils import formataddr, getaddresses
     return tuple(map(formataddr, getaddresses([text])))
-def _nmap(text: str) -> tuple[str, ...]:
-    try:
-        words = tuple(shlex.split(text))
-    except ValueError as error:
-        raise ValueError(f"{str(error).lower()}; quote as in a shell") from None
+def _words(text: str) -> Texts:
+    return tuple(filter(None, map(str.strip, text.split(","))))
+def _nmap(text: str) -> Texts:
+    words = tuple(shlex.split(text))
     for last, word in zip(words[nmap_at(words):], words[nmap_at(words) + 1:]):
         name = word.strip("-").partition("=")[0].replace("_", "-")
         fine = len(name) > 1 and any(long.startswith(name) for long in NOT_REFUSED)
         stray = re.fullmatch(r"[\d*,-]+(\.[\d*,-]+){3}(/\d+)?", word) and not re.match("-([DS]|sI|-?(ex|dns|ip))", last)
         if stray or REFUSED.match(word) and not fine:
-            raise ValueError(f"'{shown(word, 60)}' cannot stand here, it is this program's; take it out")
+            raise ValueError(f"'{shown(word, 60)}' cannot stand here, it is this program's", "take it out")
     return words
 
 def nmap_at(words: Sequence[str]) -> int:
@@ -278,81 +273,75 @@ def nmap_at(words: Sequence[str]) -> int:
 
 def count_addresses(target: str) -> int:
     """How many addresses a target is (nmap(1), TARGET SPECIFICATION). ValueError where nmap would read another one."""
-    base, slash, mask = target.partition("/")
+    base, _, mask = target.partition("/")
     width = 128 if ":" in base else 32
-    if len(target) > MOST_LETTERS or not re.fullmatch(r"[A-Za-z0-9.:/,*%_-]+", target):
-        raise ValueError(f"'{shown(target, 60)}' is no target; write an address, a subnet, a range or a name")
-    if slash and not (re.fullmatch(r"0|[1-9][0-9]{0,2}", mask) and int(mask) <= width):
-        raise ValueError(f"'{shown(target, 60)}' has no mask that nmap knows; write one from /0 to /{width}")
-    if width == 128 and numeric(base)[0] != 6:
-        raise ValueError(f"'{shown(target, 60)}' is no IPv6 address; write one like 2001:db8::1")
-    size = 1 if width == 128 or re.fullmatch(NAME, base, re.ASCII) else math.prod(map(len, octets(base)))
-    return size << (width - int(mask or width))
+    fine = len(target) <= MOST_LETTERS and re.fullmatch(rf"[\w.:,*%-]+(/{NUMBER})?", target, re.ASCII)
+    with contextlib.suppress(ValueError):
+        if fine and int(mask or 0) <= width and (width == 32 or numeric(base)[0] == 6):
+            size = 1 if width == 128 or re.fullmatch(NAME, base, re.ASCII) else math.prod(map(len, octets(base)))
+            return size << (width - int(mask or width))
+    raise ValueError(f"'{shown(target, 60)}' is read as something else by nmap, or not at all",
+                     f"write an address, an ASCII name, numbers up to 255 with - or , between, a subnet up to /{width}")
 
 def octets(text: str) -> tuple[frozenset[int], ...]:
     """The four sets of numbers that `192.0.2,7.*` or `10.0.0.1-9` stand for; ValueError for any other text."""
     def numbers(piece: str) -> range:
-        low, dash, high = ("0", "-", "255") if piece == "*" else piece.partition("-")
-        least, most = (int(low or 0), int(high or 255)) if dash else (int(low), int(low))
-        if not least <= most <= 255 or re.search(r"(^|-)0\d|[^\d*-]", piece):
-            raise ValueError
-        return range(least, most + 1)
-    try:
-        first, second, third, fourth = (frozenset(itertools.chain(*map(numbers, part.split(","))))
-                                        for part in text.split("."))
-        return first, second, third, fourth
-    except ValueError:
-        raise ValueError(f"'{shown(text, 60)}' is read as something else by nmap, or not at all; write four numbers up "
-                         "to 255 with no 0 in front, ranges from low to high, or a name") from None
-def _targets(text: str) -> tuple[str, ...]:
+        low, dash, high = piece.replace("*", "-").partition("-")
+        return range(int(low or 0), int(high or (255 if dash else low)) + 1)
+    piece = rf"(?:\*|{NUMBER}?-{NUMBER}?|{NUMBER})"
+    fine = re.fullmatch(rf"{piece}(?:[,.]{piece})*", text)
+    parts = [[numbers(each) for each in part.split(",")] for part in text.split(".")] if fine else []
+    if len(parts) != 4 or not all(each and each[-1] < 256 for each in itertools.chain(*parts)):
+        raise ValueError
+    return tuple(frozenset(itertools.chain(*part)) for part in parts)
+def _targets(text: str) -> Texts:
     """The targets of one IPS value: a comma parts them only where whole targets stand on both its sides."""
-    found: list[str] = []
-    for piece in re.split(r"\s*,\s*", text):
-        whole = [len(each) < MOST_LETTERS and TARGET.fullmatch(each) for each in (*found[-1:], piece)]
-        found[-1:] = [*found[-1:], piece] if all(whole) or not found else [f"{found[-1]},{piece}"]
-    return tuple(target for target in found if count_addresses(target))
+    found = re.findall(rf"({TARGET})\s*(?:,\s*(?=\S)|$)|(.+)", text)
+    return tuple(target for target in map("".join, found) if count_addresses(target))
 
 class Option(NamedTuple):
-    """What a setting's text must match and how it becomes a value of Config, where it may stand, what it is for."""
+    """What the text behind a word must match and how it becomes a value, where it may stand, what it is for."""
     pattern: str
     heading: str
     metavar: str  # empty: a switch
     help: str
-    convert: Callable[[str], Any] = str
+    convert: Callable[[str], Any] = str  # ValueError where it cannot be, best with what is wrong and what to do
     aliases: tuple[str, ...] = ()  # other names in the rc file
     option: bool = True  # may stand on the command line
     variable: bool = True  # may stand in the rc file
     many: bool = False  # repeated ones add up
     name: str = ""  # EMAIL-TO
-    def read(self, line: Line) -> tuple[Option, tuple[Line, Any]]:
-        """Itself, with a line and its value. ValueError where the text is none."""
+    def read(self, line: Line) -> Any:
+        """The value that a line gives. ValueError with what is wrong and what to do."""
         if self.many and not line.value and not line.where.line:
-            return self, (line, ())  # `--email-to=` takes back what the file says
-        if not re.fullmatch(self.pattern, line.value):
-            what = f"'{shown(line.value, 60)}' cannot be" if line.value else "missing is the value of"
-            raise ValueError(f"{what} {self.name}; write {self.metavar or 'one of yes, no'}: {self.help}")
-        return self, (line, self.convert(line.value))
+            return ()  # `--email-to=` takes back what the file says
+        try:
+            if re.fullmatch(self.pattern, line.value):
+                return self.convert(line.value)
+        except ValueError as error:
+            if len(error.args) == 2:
+                raise
+        what = f"'{shown(line.value, 60)}' cannot be" if line.value else "missing is the value of"
+        raise ValueError(f"{what} {self.name}", f"write {self.metavar or 'one of yes, no or nothing'}: {self.help}")
 
 TEXT = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]+"
+PLAIN = "(?![^\u2010-\u201f]*[\u2010-\u201f])"  # no dashes and quotes of word processors
 PERSON = (r"\s*(?![^,]*[\x00-\x1f\x7f-\x9f])(?a:(?:\"[^\"]*\"\s*|[^<>\",@]*)<[^\s<>\",@]+(?:@[^\s<>\",@]+)?>|"
           r"[!#-'*+.-9=?^-~A-Z-]+(?:@[\w.:[\]-]+)?)\s*")
 SERVER = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?"
-FAIL_ON = "findings|new|gone|missing"
 Texts = tuple[str, ...]
 def _opt(default: T, *settings: Any, **more: Any) -> T:
     described: T = field(default=default, metadata={"option": Option(*settings, **more)})
     return described
 def _switch(heading: str, text: str) -> bool:
     return _opt(False, "(?i:yes|on|1|no|off|0|)", heading, "", text, lambda on: on.lower() not in ("no", "off", "0"))
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(filter(None, map(str.strip, text.split(","))))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The settings in force, each field with the option that sets it; then what the rc file says beside them."""
     config: str = _opt("", TEXT, "settings", "FILE", "the rc file; always needed", variable=False)
     ips: Texts = _opt((), TEXT, "scanning", "TARGETS", "addresses, subnets, names", _targets, many=True)
-    nmap: Texts = _opt(("nmap", "-F"), rf"(?=.*\w){TEXT}", "scanning", "CMD", "nmap -F, or another", _nmap)
+    nmap: Texts = _opt(("nmap", "-F"), rf"(?=.*\w){PLAIN}{TEXT}", "scanning", "CMD", "nmap -F, or another", _nmap)
     max_threads: int = _opt(10, "[1-9][0-9]{0,8}", "scanning", "N", "processes at a time: a whole number from 1", int)
     batch: int = _opt(0, "(?i:auto)|[1-9][0-9]{0,8}", "scanning", "N|auto", "addresses for one process: N, or auto",
                       lambda text: int(text) if text.isdigit() else 0)
@@ -367,7 +356,7 @@ class Config:
     no_human: bool = _switch("reporting", "no table in the text")
     no_csv: bool = _switch("reporting", "no scan_report.csv")
     no_csv_headings: bool = _switch("reporting", "scan_report.csv without its first line")
-    fail_on: Texts = _opt((), f"({FAIL_ON})(,({FAIL_ON}))*", "reporting", "WHAT[,WHAT..]",
+    fail_on: Texts = _opt((), "(?:(?:findings|new|gone|missing)(?:,(?!$)|$))+", "reporting", "WHAT[,WHAT..]",
                           "status 1 for findings, new, gone, missing", _words, variable=False)
     email_to: Texts = _opt((), f"{PERSON}(,{PERSON})*", "mailing", "ADDR", "address to mail to", _addresses, many=True)
     email_from: Texts = _opt((), PERSON, "mailing", "ADDR", "the sender's address", _addresses, ("FROM",))
@@ -392,108 +381,99 @@ class Config:
 OPTIONS: tuple[Option, ...] = tuple(each.metadata["option"]._replace(name=each.name.upper().replace("_", "-"))
                                     for each in fields(Config) if each.metadata)
 VARIABLES = {name: option for option in OPTIONS if option.variable for name in (option.name, *option.aliases)}
+ADVICE = (  # what people write, tried on `WORD VALUE` of a line that is refused, and what to write instead
+    (rf"({'|'.join(option.name for option in OPTIONS if not option.variable)}|HELP|VERSION)\b",
+     r"it is an option of the command line only, --\1"),
+    (r"end-?group\b|(?:group|end)\b.*\{| [{}[]", "write 'group NAME', and 'end group NAME' below its rules"),
+    (r"EMAIL-TO [^,]+ [^,]+$", "write a comma between two addresses"),
+    (r"(?:ignore|expect) .*(?:until|\d{4}-\d\d-\d\d)", "write the first day without the rule, like 'until 2027-03-31'"),
+    (r"(?:ignore|expect) .*,", "write a rule for each, or a range N-M; no commas"),
+    (r"(?:ip|hostname) .*[, ]|IPS .* ", "write one value a line"),
+    (r"ip ([a-z].*)", r"write 'hostname \1'"),
+    (r"hostname ([\da-f.:*]+)$", r"write 'ip \1'"),
+    (r"NMAP .*[\"'\\]", "close its quotes as in a shell"))
 
 def read_config(blocks: Sequence[Block], options: Sequence[Line], rc_text: str = "") -> Config:
     """The settings in force: the command line's over the file's. AuditError with all mistakes, one a line."""
-    wrong, mistakes = Mistakes(), Mistakes(_structure(blocks))
+    wrong, mistakes = Mistakes(), Mistakes()
+    for line, what, do in _structure(blocks):
+        mistakes.setdefault(line.where, f"{what}; {_advice(line, do)}")
     groups = tuple(_read_group(head, lines, mistakes) for head, lines in blocks if head and head.word == "group")
     lines = [line for head, lines in blocks if not head or head.word == "end" for line in lines]
-    found = gathered(_read_lines(lines, {name: option.read for name, option in VARIABLES.items()}, mistakes))
-    found |= gathered(_read_lines(options, {option.name: option.read for option in OPTIONS}, wrong))
+    found = gathered(_read_lines(lines, VARIABLES, mistakes))
+    found |= gathered(_read_lines(options, {option.name: option for option in OPTIONS}, wrong))
     for status, bad in ((os.EX_USAGE, wrong), (os.EX_CONFIG, mistakes)):
         if bad:
-            raise AuditError(status, "\n".join(f"{where}: {shown(text, 900)}" for where, text in sorted(bad)))
+            raise AuditError(status, "\n".join(f"{where}: {shown(text, 900)}" for where, text in sorted(bad.items())))
     values: dict[str, Any] = {option.name.lower().replace("-", "_"): sum((value for _, value in read), ())
                               if option.many else read[-1][1] for option, read in found.items()}
     where = [str(line.value_where) for option, read in found.items() if option.name == "IPS" for line, _ in read]
     return Config(**values, groups=groups, ips_where=", ".join(where), rc_text=rc_text)
-def _read_lines(lines: Iterable[Line], readers: Mapping[str, Callable[[Line], T]], mistakes: Mistakes) -> Iterator[T]:
-    """What the readers, by word, make of lines."""
+def _read_lines(lines: Iterable[Line], words: Mapping[str, Option], mistakes: Mistakes) -> Iterator[tuple[Any, Any]]:
     for line in lines:
+        option = words.get(line.word.lower()) or words.get(line.word.upper())
         try:
-            if reader := readers.get(line.word.lower()) or readers.get(line.word.upper()):
-                yield reader(line)
-            else:
-                mistakes.append((line.where, _stray(line, list(readers))))
+            if not option:
+                raise ValueError(*_stray(line, words))
+            yield option, (line, option.read(line))
         except ValueError as error:
-            mistakes.append((line.value_where, str(error)))
-def _stray(line: Line, here: list[str]) -> str:
-    word, inside = shown(line.word, 30), "ip" in here
+            what, do = error.args
+            mistakes.setdefault(line.value_where if option else line.where, f"{what}; {_advice(line, do)}")
+def _stray(line: Line, here: Mapping[str, Option]) -> tuple[str, str]:
+    word, inside = shown(line.word, 30), here is INSIDE
     if not word:
-        return f"'{shown(line.value.rstrip(), 30)}' begins with no word; write WORD VALUE, or # before a comment"
-    if line.word.upper() in VARIABLES or line.word.lower() in (*TAGS, *RULES):
-        return (f"'{word}' stands {'inside a' if inside else 'outside any'} group; variables stand above the groups, "
-                "tags and rules inside one")
-    return f"unknown word '{word}'" + _meant(word.lower() if inside else word.upper(),
-                                             [*here, "end" if inside else "GROUP"])
-def _structure(blocks: Sequence[Block]) -> Iterator[tuple[Where, str]]:
-    heads = [head._replace(value=shown(" ".join(head.value.split()), 90)) for head, _ in blocks if head]
-    names: dict[str, Where] = {}
-    for before, head, after in zip([None, *heads], heads, [*heads[1:], None]):
-        name = _folded(head.value)
-        if head.word == "group" and (not after or after.word == "group"):
-            yield head.where, f"group '{head.value}' is not ended; write 'end group {head.value}' below its rules"
-        if head.word == "group" and names.setdefault(name, head.where) != head.where:
-            yield head.where, f"group '{head.value}' stands on line {names[name].line} already; give one another name"
-        if head.word == "end" and (not before or before.word == "end"):
-            yield head.where, "'end' where no group is open; take it out, or write 'group NAME' above"
-        elif head.word == "end" and before and name.replace('"', "") not in (
-                "group", f"group {_folded(before.value)}".replace('"', "")):
-            yield head.where, f"'end {head.value}' in group '{before.value}'; write 'end group {before.value}'"
+        return f"'{shown(line.value.rstrip(), 30)}' begins with no word", "write WORD VALUE, or # before a comment"
+    if line.word.upper() in VARIABLES or line.word.lower() in INSIDE:
+        return (f"'{word}' stands {'inside a' if inside else 'outside any'} group",
+                "variables stand above the groups, tags and rules inside one")
+    return f"unknown word '{word}'", _meant(word.lower() if inside else word.upper(),
+                                            [*here, "end" if inside else "GROUP"])
+def _advice(line: Line, otherwise: str) -> str:
+    text = f"{line.word} {line.value}"[:200].rstrip(" \t\r\f\v")
+    if odd := re.search(r"[^\x00-\x7f\w]", text):
+        return f"type the {unicodedata.name(odd[0], 'character').lower()} (U+{ord(odd[0]):04X}) in it anew"
+    found = (match.expand(do) for pattern, do in ADVICE if (match := re.match(pattern, text, re.IGNORECASE)))
+    return shown(next(found, otherwise), 160)
+def _structure(blocks: Sequence[Block]) -> Iterator[tuple[Line, str, str]]:
+    names: dict[str, Line] = {}
+    for (head, _), (after, _) in zip(blocks, [*blocks[1:], (None, ())]):
+        end = after if after and after.word == "end" else None
+        if head and head.word == "group":
+            name, key = shown(" ".join(head.value.split()), 90), f"group {_folded(head.value)}"
+            if not end:
+                nested = ", groups do not nest" if after else ""
+                yield head, f"group '{name}' is not ended", f"write 'end group {name}' below its rules{nested}"
+            elif _folded(end.value).replace('"', "") not in ("group", key.replace('"', "")):
+                what = shown(f"end {end.value}".rstrip(), 90)
+                yield end, f"'{what}' in group '{name}'", f"write 'end group {name}'"
+            if not head.value:
+                yield head, "a group needs a name", "write 'group NAME'"
+            elif names.setdefault(key, head) is not head:
+                yield head, f"group '{name}' stands on line {names[key].where.line} already", "give one another name"
+        elif end:
+            yield end, "'end' where no group is open", "take it out, or write 'group NAME' above"
 def _folded(name: str) -> str:
     return " ".join(name.lower().split())
 def _read_group(head: Line, lines: Iterable[Line], mistakes: Mistakes) -> Group:
-    before = len(mistakes)
-    readers: dict[str, Callable[[Line], Any]] = {
-        **dict.fromkeys(TAGS, _read_tag), **dict.fromkeys(RULES, functools.partial(_read_rule, group=head.value))}
-    found = list(_read_lines(lines, readers, mistakes))
-    tags = [each for each in found if not isinstance(each, Rule)]
-    rules = tuple(each for each in found if isinstance(each, Rule))
-    if not head.value:
-        mistakes.append((head.where, "a group needs a name; write 'group NAME'"))
-    mistakes += ((line.where, f"'{line.word.lower()}' among the {tags[0][0].word.lower()} tags of line "
-                  f"{tags[0][0].where.line}; the tags of a group are of one class, make two groups")
-                 for line, _ in tags if line.word.lower() != tags[0][0].word.lower())
+    before, found = len(mistakes), list(_read_lines(lines, INSIDE, mistakes))
+    tags = tuple(Tag(option.name, line.where, *value) for option, (line, value) in found if option.name in TAGS)
+    rules = tuple(Rule(option.name, value[0], line.where, head.value, value[1]) for option, (line, value) in found
+                  if option.name in RULES)
+    for tag in (tag for tag in tags if tag.word != tags[0].word):
+        mistakes.setdefault(tag.where, f"'{tag.word}' among the {tags[0].word} tags of line {tags[0].where.line}; "
+                            "the tags of a group are of one class, make two groups")
     if len(mistakes) == before and not (tags and rules):
-        mistakes.append((head.where, f"group '{head.value}' has no {'rule' if tags else 'hosts'}; "
-                         "give it ip, hostname or os tags, and ignore lines"))
-    return Group(head.value, tuple(matches for _, matches in tags), rules)
-def _read_rule(line: Line, group: str) -> Rule:
-    """`PORT PROTOCOL STATE SERVICE [until DATE]`: the original's order is lost, so fields are told apart by kind."""
-    words = re.sub(r"(?<!\S)([\d*-]+)/(\w+|\*)(?!\S)", r"\1 \2", line.value.lower()).split()
-    *words, until = [*words[:-2], _date(words[-1])] if len(words) > 4 and words[-2] == "until" else [*words, ""]
-    kinds: dict[str, str] = {}
-    for word in words:
-        if word != "*" and kinds.setdefault(kind := _kind(word), word) is not word:
-            raise ValueError(f"two fields of one kind, '{shown(kinds[kind], 30)}' and '{shown(word, 30)}'; "
-                             "write PORT PROTOCOL STATE SERVICE")
-    if len(words) != 4:
-        lacking = ", ".join(kind for kind in FIELDS if kind not in kinds)
-        raise ValueError(f"{len(words)} of four fields{' (no ' + lacking + ')' if lacking else ''}; "
-                         "write PORT PROTOCOL STATE SERVICE, * for any")
-    port, protocol, state, service = (kinds.get(kind, "*") for kind in FIELDS)
-    return Rule(line.word.lower(), (port, protocol, state, service), line.where, group, until)
-def _date(text: str) -> str:
-    with contextlib.suppress(ValueError):
-        if len(text) == 10:
-            return str(datetime.date.fromisoformat(text))
-    raise ValueError(f"'{shown(text, 30)}' is no date; write the first day without the rule, like 2027-03-31")
-def _kind(word: str) -> str:
-    if re.fullmatch(r"[0-9*,:-]*[0-9][0-9*,:-]*", word):
-        numbers = filter(str.isdigit, word.split("-"))
-        ends = [int(end) if re.fullmatch("0|[1-9][0-9]{0,4}", end) else 1 << 16 for end in numbers]
-        if ends != sorted(ends) or max(ends, default=0) > 65535 or not re.fullmatch(r"[0-9]+-[0-9]+|[0-9*]+", word):
-            raise ValueError(f"'{shown(word, 30)}' is no port up to 65535, or runs backwards; write a number, N-M or *")
-        return "port"
-    return next((kind for words, kind in KINDS.items() if word in words.split()), "service")
+        mistakes.setdefault(head.where, f"group '{head.value}' has no {'rule' if tags else 'hosts'}; "
+                            "give it ip, hostname or os tags, and ignore lines")
+    return Group(head.value, tags, rules)
 
 @functools.lru_cache(maxsize=4096)
 def numeric(address: str) -> tuple[int, int, str]:
     """(IP version, address as a number, zone), by which addresses are sorted and compared; version 9 for a name."""
     base, _, zone = address.partition("%")
-    with contextlib.suppress(ValueError):
-        ip = ipaddress.ip_address(base)
-        return ip.version, int(ip), zone
+    for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6)):
+        with contextlib.suppress(OSError, ValueError):
+            return version, int.from_bytes(socket.inet_pton(family, base), "big"), zone
     return 9, 0, address
 
 def like(pattern: str, text: str) -> bool:
@@ -503,156 +483,201 @@ def like(pattern: str, text: str) -> bool:
 @functools.lru_cache(maxsize=1 << 14)
 def _glob(pattern: str) -> re.Pattern[str]:
     return re.compile(fnmatch.translate(re.sub(r"[?[]", r"[\g<0>]", pattern)))  # its * does not backtrack
-def _read_tag(line: Line) -> tuple[Line, Callable[[HostResult], bool]]:
-    if not line.value:
-        raise ValueError(f"'{line.word.lower()}' needs a value; write it behind the word")
-    return line, TAGS[line.word.lower()](line.value)
-def _ip_tag(text: str) -> Callable[[HostResult], bool]:
+
+def host_keys(host: HostResult) -> list[Any]:
+    """What a tag that matches the host has one of among its keys, if it has any."""
+    version, number, _ = numeric(host.address)
+    keys: list[Any] = [(version, shift, number >> shift) for shift in SHIFTS]
+    for name in map(str.lower, host.names):
+        keys += [name, name.partition(".")[0], name[:4], *(name[dot.start():] for dot in re.finditer(r"\.", name))]
+    return keys
+def _ip_tag(text: str) -> tuple[Any, ...]:
+    if text == "*":
+        return (lambda host: True),
+    sets: tuple[frozenset[int], ...] = ()
     low, _, high = text.partition("-")
-    with contextlib.suppress(ValueError):
-        net = ipaddress.ip_network(text if "%" not in text else "", strict=False)
-        low, high = str(net.network_address), str(net.broadcast_address)
-    if ":" in text or "/" in text or high.count(".") == 3:
-        first, last = numeric(low), numeric(high)
-        if not 9 > first[0] == last[0] or first > last:
-            raise ValueError(f"'{shown(text, 60)}' is no address, subnet or range; write one like 192.0.2.0/28")
-        return lambda host: first[:2] <= numeric(host.address)[:2] <= last[:2]
-    sets = octets("*.*.*.*" if text == "*" else text)
-    return lambda host: text == "*" or numeric(host.address)[0] == 4 and all(
-        numeric(host.address)[1] >> 24 - 8 * at & 255 in octet for at, octet in enumerate(sets))
-def _hostname_tag(text: str) -> Callable[[HostResult], bool]:
+    if "/" in text:
+        net = ipaddress.ip_network(text, strict=False)
+        low, high = str(net[0]), str(net[-1])
+    elif ":" not in text and high.count(".") < 3:
+        sets = octets(text)
+        low, high = (".".join(map(str, map(end, sets))) for end in (min, max))
+    (version, least, _), (other, most, _) = numeric(low), numeric(high or low)
+    if not 9 > version == other or least > most:
+        raise ValueError
+    shift = next(shift for shift in SHIFTS if (most >> shift) - (least >> shift) < 64)
+    return (lambda host: (version, least) <= numeric(host.address)[:2] <= (version, most) and all(
+        numeric(host.address)[1] >> 24 - 8 * at & 255 in octet for at, octet in enumerate(sets))), tuple(
+            (version, shift, number) for number in range(least >> shift, (most >> shift) + 1))
+def _hostname_tag(text: str) -> tuple[Any, ...]:
     pattern = text.lower().rstrip(".")
-    return lambda host: any(like(pattern, name) or "." not in pattern and like(pattern, name.partition(".")[0])
-                            for name in map(str.lower, host.names))
-def _os_tag(text: str) -> Callable[[HostResult], bool]:
+    literal = re.match(r"[^*]*\Z|[^*]{4}", pattern) or re.search(r"\.[^*]*\Z", pattern)
+    return (lambda host: any(like(pattern, name) or "." not in pattern and like(pattern, name.partition(".")[0])
+                             for name in map(str.lower, host.names))), (literal[0],) if literal else ()
+def _os_tag(text: str) -> tuple[Any, ...]:
     pattern = f"*{_folded(text)}*"
-    return lambda host: any(like(pattern, guess.lower()) for guess in host.os)
-TAGS = {"ip": _ip_tag, "hostname": _hostname_tag, "os": _os_tag}
+    return (lambda host: any(like(pattern, guess.lower()) for guess in host.os)),
+def _rule(text: str) -> tuple[Any, ...]:
+    """`PORT PROTOCOL STATE SERVICE [until DATE]`: the original's order is lost, so fields are told apart by kind."""
+    text, *until = re.split(r"(?<=\S)\s+until\s+(?=\S+$)", text.lower())
+    words = re.sub(r"(?<!\S)([\d*-]+)/(\w+|\*)(?!\S)", r"\1 \2", text).split()
+    kinds = gathered((_kind(word), word) for word in words if word != "*")
+    lacking = [kind for kind in FIELDS if kind not in kinds]
+    several = next((found for found in kinds.values() if len(found) > 1), None)
+    if len(words) != 4:
+        raise ValueError(f"not four fields but {len(words)}{', no ' * bool(lacking)}{', '.join(lacking)}",
+                         "write four, each one word: PORT PROTOCOL STATE SERVICE, * for any")
+    if several:  # one of them is meant for a field that lacks: what is most like one, or stands in its place
+        kind, known = lacking[0], FIELDS[lacking[0]].split()
+        place = words[list(FIELDS).index(kind)]
+        wrong = max(several, key=lambda word: (bool(difflib.get_close_matches(word, known)), word == place))
+        raise ValueError(f"'{shown(wrong, 30)}' is no {kind}", _meant(wrong, known, f"write {', '.join(known)} or *"))
+    port, protocol, state, service = (kinds.get(kind, ["*"])[0] for kind in FIELDS)
+    return (port, protocol, state, service), "".join(map(_date, until))
+def _date(text: str) -> str:
+    with contextlib.suppress(ValueError):
+        if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
+            return str(datetime.date.fromisoformat(text))
+    raise ValueError(f"'{shown(text, 30)}' is no date", "write the first day without the rule, like 2027-03-31")
+def _kind(word: str) -> str:
+    if re.fullmatch(r"[0-9*,:-]*[0-9][0-9*,:-]*", word):
+        ends = re.fullmatch(rf"({NUMBER})(?:-({NUMBER}))?|[0-9]*\*[0-9*]*", word)
+        if not ends or ends[1] and not int(ends[1]) <= int(ends[2] or ends[1]) < 65536:
+            raise ValueError(f"'{shown(word, 30)}' is no port up to 65535, or runs backwards", "write N, N-M or *")
+        return "port"
+    return next((kind for kind, words in FIELDS.items() if word in words.split()), "service")
+INSIDE = {name: Option(pattern, "", metavar, text, read, name=name) for name, pattern, metavar, text, read in (
+    ("ip", "[0-9A-Fa-f:.,*/-]+", "ADDRESS|SUBNET|RANGE", "like 192.0.2.25, 192.0.2.0/28, 192.0.2.1-9", _ip_tag),
+    ("hostname", rf"{PLAIN}(?!\d+(?:\.[\d*]+){{3}}$)[^\s,:]+", "NAME", "a host's, * is any part of it", _hostname_tag),
+    ("os", PLAIN + r".*\S.*", "TEXT", "a part of what nmap calls the system", _os_tag),
+    *((name, PLAIN + ".+", "PORT PROTOCOL STATE SERVICE", "all four fields, * for any", _rule) for name in RULES))}
 
 # ---- Reading a run --------------------------------------------------------------------------------------------------
 OPEN = re.compile("--?op(en?)?")  # nmap's --open hides hosts without open ports
 RUN_ID = re.compile(r"\d{8}-\d{6}")
 VERSION, TIME = 1, "%Y-%m-%dT%H:%M:%S%z"  # of run.json, and as it notes times
 PIECE = 1 << 20  # expat before 2.6 takes minutes for a large attribute that comes in small pieces
-HOST_BYTES = 64 << 20  # no document of one host is longer
-KEPT = ("nmaprun", "scaninfo", "finished", "hosts", "host", "status", "address", "hostname", "osmatch", "osclass",
-        "extraports", "ports")
+# What is kept: elements of a host, attributes of a port (also its state's and service's).
+OF_HOST = ("host", "status", "address", "hostname", "osmatch", "osclass", "extraports", "ports", "port")
+OF_PORT = ("portid", "protocol", "state", "name", "product", "version", "extrainfo")
+GUESS = ("accuracy", "name", "vendor", "osfamily")
+STATES = {"up": "audited", "down": "down", "unknown": "not scanned"}
 FORBIDDEN = re.compile(rb"&#(?:0*(?:[0-8]|1[1245-9]|2\d|3[01])|x0*(?:[0-8bcef]|1[\da-f]));", re.IGNORECASE)
-XML_START = re.compile(rb"(\xef\xbb\xbf)?\s*<(\?xml|!--|!DOCTYPE nmaprun|nmaprun)|\xff\xfe|\xfe\xff")
-Parts = dict[str, list[dict[str, Any]]]  # attributes of elements, by the elements' name
+XML_START = re.compile(rb"(\xef\xbb\xbf|\xff\xfe|\xfe\xff)?\s*<([?!].*)?nmaprun", re.DOTALL)
+Attrs = dict[str, str]
+same_port = functools.lru_cache(maxsize=1 << 14)(Port)  # a network has many equal ports
 
 def opened(words: Iterable[str]) -> bool:
     """Whether --open is among nmap's words: then hosts without open ports are not listed."""
     return any(map(OPEN.fullmatch, words))
 
-class Document(DefusedExpatParser):
-    """nmap's XML (its DTD, and files of nmap 3.27 to 7.97), read as it is fed: order and completeness don't matter.
+class Document:
+    """nmap's XML (its DTD, files of nmap 3.27 to 7.97), kept as it is read: order and completeness don't matter.
 
-    `top`: attributes outside hosts. `hosts`: each host, and how many of its ports nmap listed or summed up. `problem`:
-    why it is not whole. Entities are refused, the DOCTYPE that nmap writes is not, and nothing is ever fetched.
+    `top`: attributes outside hosts; `hosts`: each host, and how many ports it lists or sums up (None: it does not say).
     """
     def __init__(self) -> None:
-        super().__init__(forbid_external=False)  # nmap 6.45's DOCTYPE names an address; it is never asked for
-        self.top: Parts = {name: [] for name in KEPT}
-        self.hosts: list[tuple[HostResult, int]] = []
-        self.problem = ""
-        self._part, self._ports, self._port = self.top, list[Any](), dict[str, Any]()
-    def external_entity_ref(self, context: str, base: str | None, sysid: str, pubid: str | None) -> int:
-        return 1  # as if it were empty
-    def start_element(self, name: str, attrs: Any) -> None:
-        if name == "port":
-            self._port = attrs
-            self._ports.append(attrs)
-        elif name in ("state", "service"):
-            self._port["<" + name] = attrs  # no attribute is called so
-        elif name in ("host", "hosthint"):
-            self._part, self._ports = {name: [] for name in KEPT} | {"host": [attrs]}, []
-        elif name in self.top:
-            self._part[name].append(attrs)
-    def end_element(self, name: str) -> None:
-        if name == "host":
-            self.end_host()
-        if name in ("host", "hosthint"):
-            self._part = self.top
-    def end_host(self) -> None:
-        """Keeps what the current <host> holds, whole or not."""
-        if self._part is not self.top and (host := _host(self._part, tuple(map(_port, self._ports)))):
-            summed = sum(_int(extra.get("count")) for extra in self._part["extraports"])
-            self.hosts.append((host, len(self._ports) + summed))
-    def first(self, name: str) -> dict[str, str]:
-        """The attributes of an element outside hosts; empty where there is none."""
-        return self.top[name][0] if self.top[name] else {}
+        self.top: dict[str, Attrs] = {"nmaprun": {}, "finished": {}, "hosts": {}}
+        self.scans, self.hosts, self.problem = list[Attrs](), list[tuple[HostResult, int | None]](), ""
+        self._parts: dict[str, list[Attrs]] = {name: [] for name in OF_HOST}
+        self._acts: dict[str, Callable[[Attrs], object]] = {name: each.append for name, each in self._parts.items()}
+        self._acts |= {name: each.update for name, each in self.top.items()} | {"scaninfo": self.scans.append}
+        self._acts |= {"state": self._detail, "service": self._detail, "host": self.end_host,
+                       "hosthint": lambda _: self.end_host()}
+    def start(self, name: str, attrs: Attrs) -> None:
+        if act := self._acts.get(name):
+            act(attrs)
+    def _detail(self, attrs: Attrs) -> None:
+        for port in self._parts["port"][-1:]:
+            port.update(attrs)  # no attribute's name is in two of port, state and service
+    def end_host(self, *following: Attrs) -> None:
+        """Keeps the host that was read last, whole or not: it ends where another starts, or with the document."""
+        of = self._parts
+        addresses = [each["addr"] for each in of["address"] if each.get("addrtype") != "mac" and each.get("addr")]
+        state = of["status"][0].get("state") if of["status"] else "up"
+        if of["host"] and addresses and state in STATES:
+            late, start, end = map(of["host"][0].get, ("timedout", "starttime", "endtime"))
+            names = dict.fromkeys(name for each in of["hostname"] if (name := each.get("name")))
+            ports = {port.key: port for port in [_port(*map(each.get, OF_PORT)) for each in of["port"]]}
+            guesses = (tuple(tuple(map(each.get, GUESS)) for each in of[tag]) for tag in ("osmatch", "osclass"))
+            host = HostResult(addresses[0], "timed out" if late == "true" else STATES[state], "", tuple(names),
+                              _best_os(*guesses), tuple(ports.values()),
+                              seconds=max(_int(end) - _int(start), 0) if start else 0)
+            counted = len(of["port"]) + sum(_int(each.get("count")) for each in of["extraports"])
+            self.hosts.append((host, counted if of["ports"] else None))
+        for several in of.values():
+            several.clear()
+        of["host"] += following
 
 def read_xml(file: Any) -> Document:
-    """The document in a binary file. Characters that XML forbids, and nmap has written, become question marks."""
-    document = Document()
+    """The document in a binary file, and why it is not whole. Entities are refused, and nothing is ever fetched."""
+    from defusedxml.common import DefusedXmlException  # --help and --version do without these
+    from defusedxml.expatreader import DefusedExpatParser
+    from xml.sax import SAXException
+    document, reader = Document(), DefusedExpatParser(forbid_external=False)  # nmap 6.45's DOCTYPE names an address
     try:
-        for piece in iter(lambda: file.read(PIECE), b""):
-            document.feed(FORBIDDEN.sub(b"?", piece))
-        document.close()
+        reader.feed(b"")  # now there is an expat, which shall call nothing but what keeps an element
+        expat: Any = getattr(reader, "_parser")
+        expat.StartElementHandler, expat.EndElementHandler = document.start, None
+        expat.CharacterDataHandler = expat.ProcessingInstructionHandler = None
+        while piece := file.read(PIECE):
+            whole = piece if piece.endswith(b"\n") else piece + file.readline(PIECE)  # no reference is cut in two
+            reader.feed(FORBIDDEN.sub(b"?", whole))  # what XML forbids, and nmap has written
+        reader.close()
     except (SAXException, DefusedXmlException, ValueError, LookupError) as error:
         why = re.sub(r"^<unknown>:(\d+):\d+", r"line \1", str(error).partition("(")[0])
         document.problem = f"not whole: {shown(why, 120)}"
-        document.end_host()
-    end = document.first("finished")
-    if not document.problem and not (document.first("nmaprun") and end):
+    document.end_host()
+    end = document.top["finished"]
+    if not document.problem and not (document.top["nmaprun"] and end):
         document.problem = "not whole: nmap's closing lines are missing"
     elif end.get("exit", "success") != "success":
         document.problem = f"nmap gave up: {shown(end.get('errormsg', ''), 120)}"
     return document
 def _int(text: str | None) -> int:
     return int(text) if text and text.isascii() and text.isdigit() else 0
-def _port(attrs: Mapping[str, Any]) -> Port:
-    service = attrs.get("<service", {})
-    words = service.get("product"), service.get("version"), service.get("extrainfo") and f"({service['extrainfo']})"
-    return _shared_port(_int(attrs.get("portid")), attrs.get("protocol", ""), attrs.get("<state", {}).get("state", ""),
-                        service.get("name", ""), " ".join(filter(None, words)))
-_shared_port = functools.lru_cache(maxsize=1 << 14)(Port)  # a network has many equal ports
-def _host(part: Parts, ports: tuple[Port, ...]) -> HostResult | None:
-    addresses = [each["addr"] for each in part["address"] if each.get("addrtype") != "mac" and each.get("addr")]
-    state = part["status"][0].get("state", "") if part["status"] else "up"
-    if not addresses or state not in ("up", "down", "unknown"):
-        return None
-    attrs = part["host"][0]
-    outcome = {"up": "audited", "down": "down"}.get(state, "not scanned")
-    outcome, reason = ("timed out", "its --host-timeout passed") if attrs.get("timedout") == "true" else (
-        outcome, "" if part["ports"] else "no ports")
-    start, end = _int(attrs.get("starttime")), _int(attrs.get("endtime"))
-    names = dict.fromkeys(name for each in part["hostname"] if (name := each.get("name")))
-    return HostResult(addresses[0], outcome, reason, tuple(names), _best_os(part),
-                      tuple({port.key: port for port in ports}.values()), seconds=max(end - start, 0) if start else 0)
-def _best_os(part: Parts) -> tuple[str, ...]:
+@functools.lru_cache(maxsize=1 << 14)  # a network has many equal ports
+def _port(number: str | None, protocol: str | None, state: str | None, service: str | None, *more: str | None) -> Port:
+    words = *more[:2], more[2] and f"({more[2]})"
+    return Port(_int(number), protocol or "", state or "", service or "", " ".join(filter(None, words)))
+@functools.lru_cache(maxsize=1 << 12)
+def _best_os(*kinds: tuple[tuple[str | None, ...], ...]) -> tuple[str, ...]:
     """The guesses of the highest accuracy: names, then vendors and families (beside osmatch before nmap 6.00)."""
     found: dict[str, None] = {}
-    for tag, words in (("osmatch", ("name",)), ("osclass", ("vendor", "osfamily"))):
-        best = max((_int(each.get("accuracy")) for each in part[tag]), default=0)
-        found.update((text, None) for each in part[tag] if _int(each.get("accuracy")) == best
-                     and (text := " ".join(filter(None, map(each.get, words)))))
-    return tuple(found)
+    for guesses in kinds:
+        best = max((_int(accuracy) for accuracy, *_ in guesses), default=0)
+        found.update((" ".join(filter(None, words)), None) for accuracy, *words in guesses if _int(accuracy) == best)
+    return tuple(filter(None, found))
 
-def judge(document: Document, file: str, *, strict: bool, asked: str) -> list[HostResult]:
+def judge(document: Document, file: str, asked: str = "") -> list[HostResult]:
     """The document's hosts with the outcome that the whole document gives them.
 
-    strict: their ports must add up, listed and summed up, to what scaninfo says; lost writes of nmap show so.
-    asked: who it is that nmap counts as up and, because of --open, does not list; empty without --open.
+    asked: whom nmap was asked for. Then ports must add up to what scaninfo says (lost writes of nmap show so), but for
+    --open, with which nmap does not list all of them, and a host without open ports not at all.
     """
-    looked = tuple((info.get("protocol", ""), info.get("services", "")) for info in document.top["scaninfo"])
-    services = sum(_int(info.get("numservices")) for info in document.top["scaninfo"])
-    start = _int(document.first("nmaprun").get("start"))
-    hosts = document.hosts
-    if asked and not hosts and document.first("hosts").get("up") == "1":
-        hosts = [(HostResult(asked, "audited"), services)]
+    listless = opened(document.top["nmaprun"].get("args", "").split())
+    services = sum(_int(scan.get("numservices")) for scan in document.scans)
+    start = _int(document.top["nmaprun"].get("start"))
+    looked = join_looked(tuple((scan.get("protocol", ""), scan.get("services", "")) for scan in document.scans))
+    unlisted = asked and listless and not document.hosts and document.top["hosts"].get("up") == "1"
     results = []
-    for host, counted in hosts:
-        outcome, reason = host.outcome, host.reason if host.outcome == "timed out" else ""
+    for host, counted in [(HostResult(asked, "audited"), services)] if unlisted else document.hosts:
+        outcome, reason = host.outcome, "its --host-timeout passed" * (host.outcome == "timed out")
         if document.problem and outcome != "not scanned":
             outcome, reason = "cut off", document.problem
-        elif outcome == "audited" and host.reason and services:
+        elif outcome == "audited" and counted is None and services:
             outcome, reason = "timed out", "nmap lists none of its ports"
-        elif outcome == "audited" and strict and counted != services:
+        elif outcome == "audited" and asked and not listless and (counted or 0) != services:
             outcome, reason = "cut off", f"its ports do not add up: nmap scanned {services} and shows {counted}"
-        results.append(replace(host, outcome=outcome, reason=reason, looked=looked, file=file, start=start))
-    return list(merged(results).values())
+        results.append(host._replace(outcome=outcome, reason=reason, looked=looked, file=file, start=start))
+    return results
+
+def joined(earlier: HostResult, later: HostResult, *, over: bool) -> HostResult:
+    """A later result with the ports that only an earlier one lists; over: of them those that it did not look at."""
+    listed = {port.key for port in later.ports}
+    kept = tuple(port for port in earlier.ports if port.key not in listed and not (
+        over and looked_at(later.looked, port.number, port.protocol)))
+    return later._replace(ports=kept + later.ports, looked=join_looked(earlier.looked, later.looked))
 
 def merged(results: Iterable[HostResult]) -> dict[str, HostResult]:
     """Results by address: of several, the latest and, of the others, the ports that later ones did not look at."""
@@ -660,11 +685,8 @@ def merged(results: Iterable[HostResult]) -> dict[str, HostResult]:
     rank = {"not scanned": 0, "down": 1}  # who answered one of two scanners is not down
     for host in sorted(results, key=lambda host: (rank.get(host.outcome, 2), host.start)):
         if earlier := found.get(host.address):
-            listed = {port.key for port in host.ports}
-            kept = tuple(port for port in earlier.ports if port.key not in listed and not (
-                earlier.start < host.start and looked_at(host.looked, port.number, port.protocol)))
-            host = replace(host, ports=kept + host.ports, looked=join_looked(earlier.looked, host.looked),
-                           names=tuple(dict.fromkeys(host.names + earlier.names)), os=host.os or earlier.os)
+            host = joined(earlier, host, over=earlier.start < host.start)._replace(
+                names=tuple(dict.fromkeys(host.names + earlier.names)), os=host.os or earlier.os)
         found[host.address] = host
     return found
 
@@ -674,19 +696,16 @@ def port_set(text: str) -> frozenset[int]:
     ends = (re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", piece) for piece in text.split(","))
     return frozenset(itertools.chain(*(range(int(m[1]), int(m[2] or m[1]) + 1) for m in ends if m)))
 
+@functools.lru_cache(maxsize=1 << 14)
 def looked_at(looked: Looked, number: int, protocol: str) -> bool:
     """Whether a scan of these port lists looked at a port."""
     return any(protocol == one and number in port_set(text) for one, text in looked)
 
 @functools.lru_cache(maxsize=256)
-def join_looked(first: Looked, second: Looked) -> Looked:
-    """Both port lists as one."""
-    joined = dict(first)
-    for protocol, text in second:
-        had = joined.get(protocol, text)
-        more, most = port_set(text) - port_set(had), port_set(text) >= port_set(had)
-        joined[protocol] = text if most else f"{had},{text}" if more else had
-    return tuple(joined.items())
+def join_looked(*several: Looked) -> Looked:
+    """Port lists as one; the same object for the same lists."""
+    lists = gathered(itertools.chain(*several))
+    return tuple((protocol, ",".join(dict.fromkeys(",".join(texts).split(",")))) for protocol, texts in lists.items())
 
 def home(folder: Path) -> Path:
     """The DIR-NAME of a run; a folder of other origin is its own."""
@@ -704,21 +723,30 @@ def result_name(address: str) -> str:
 
 def state_json(state: State) -> dict[str, Any]:
     """A state as run.json holds it: port lists once each, since most hosts share them."""
-    lists = {known.looked: at for at, known in enumerate({known.looked: known for known in state.values()}.values())}
-    hosts = {address: known._asdict() | {"looked": lists[known.looked]} for address, known in state.items()}
+    lists = {looked: at for at, looked in enumerate(dict.fromkeys(host.looked for host in state.values()))}
+    hosts = {address: {"outcome": host.outcome, "names": host.names, "os": host.os, "ports": host.ports,
+                       "looked": lists[host.looked], "run": host.file} for address, host in state.items()}
     return {"lists": list(lists), "hosts": hosts}
 
-def read_state(data: Mapping[str, Any]) -> dict[str, Known]:
+def read_state(data: Mapping[str, Any]) -> dict[str, HostResult]:
     """The state in run.json."""
     lists = [tuple(map(tuple, looked)) for looked in data["lists"]]
-    return {address: Known(**known | {"groups": tuple(known["groups"]), "looked": lists[known["looked"]],
-                                      "ports": {key: tuple(port) for key, port in known["ports"].items()}})
+    return {address: HostResult(address, known["outcome"], "", tuple(known["names"]), tuple(known["os"]),
+                                _shared(known)["ports"], lists[known["looked"]], file=known["run"])
             for address, known in data["hosts"].items()}
+def _shared(found: dict[str, Any]) -> dict[str, Any]:
+    if "ports" in found:
+        found["ports"] = tuple(itertools.starmap(same_port, found["ports"]))
+    return found
+
+def noted(host: HostResult) -> dict[str, Any]:
+    """What run.json notes of a host."""
+    return {"outcome": host.outcome, "reason": host.reason, "seconds": host.seconds, "start": host.start}
 
 def read_record(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """A run's run.json and remarks on it; empty where it cannot be used: then the XML tells."""
     try:
-        record: dict[str, Any] = json.loads((folder / "run.json").read_bytes())
+        record: dict[str, Any] = json.loads((folder / "run.json").read_bytes(), object_hook=_shared)
         usable = record["version"] == VERSION and {"told", "status", "nmap", "ips"} <= record.keys() and all(
             note.keys() >= {"outcome", "reason", "seconds", "start"} for note in record["hosts"].values())
         list(map(read_state, [record.get("state", {"lists": [], "hosts": {}}), *filter(None, [record.get("before")])]))
@@ -730,50 +758,45 @@ def read_record(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 def read_run(folder: Path, record: dict[str, Any] | None = None) -> Run:
     """What a run directory, or any folder with nmap's XML, holds: a result for each address that was asked for."""
     record, remarks = (record, ()) if record else read_record(folder)
-    own = bool(record) or any((folder / name).exists() for name in ("targets.xml", "targets6.xml"))
-    results, more = _read_files(folder, own)
-    found = merged(results)
+    names = os.listdir(folder) if folder.is_dir() else []
+    paths = {name: path for name in names if name[0] != "." and os.path.isfile(path := os.path.join(folder, name))}
+    lists = [paths[name] for name in ("targets.xml", "targets6.xml") if name in paths]
+    own = bool(record or lists)
+    files = [_read_file(path) for path in (lists if own else sorted(paths.values()))]
+    found = merged(itertools.chain(*(hosts for hosts, _ in files)))
     if not own:
-        return Run(folder, {key: host for key, host in found.items() if host.outcome != "not scanned"}, {}, more)
+        hosts = {address: host for address, host in found.items() if host.outcome != "not scanned"}
+        return Run(folder, hosts, {}, tuple(remark for _, remark in files if remark))
     hosts = {target: HostResult(target, "failed", reason) for target, reason in record.get("unresolved", {}).items()}
-    asked = [host.address for host in results if host.outcome == "not scanned"]
-    for address in dict.fromkeys((*asked, *record.get("hosts", ()))):
-        hosts[address] = _recorded(folder, address, found.get(result_name(address)) or found.get(address), record)
+    for address, note in (dict.fromkeys(found) | record.get("hosts", {})).items():
+        name = result_name(address)
+        mine = [paths[each] for each in (name, name.removesuffix(".xml") + ".part") if each in paths]
+        hosts[address] = _recorded(found.get(address, HostResult(address, "not scanned")), mine, note)
     return Run(folder, hosts, record, remarks if record else (f"{folder}/run.json is lost", *remarks))
-def _recorded(folder: Path, address: str, found: HostResult | None, record: Mapping[str, Any]) -> HostResult:
-    note = record.get("hosts", {}).get(address, {"outcome": "audited", "reason": "", "seconds": 0, "start": None})
-    part = (folder / result_name(address)).with_suffix(".part")
-    host = replace(found or HostResult(address, "not scanned"), address=address, seconds=note["seconds"])
+def _recorded(listed: HostResult, paths: Sequence[str], note: Mapping[str, Any] | None) -> HostResult:
+    results = itertools.chain([listed], *(_read_file(path, listed.address)[0] for path in paths))
+    host = merged(results)[listed.address]
+    note = note or noted(host)
     if host.outcome == "not scanned":
-        host = replace(host, reason="there is no result of it", file=str(part) * part.exists())
-    elif note["start"] not in (None, host.start):
-        host = replace(host, outcome="cut off", reason="its file is not of this run", ports=())
-    return host if note["outcome"] == "audited" else replace(host, outcome=note["outcome"], reason=note["reason"])
-def _read_files(folder: Path, own: bool) -> tuple[list[HostResult], tuple[str, ...]]:
-    results, remarks = list[HostResult](), list[str]()
-    paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    for path in (path for path in paths if path.is_file() and not path.name.startswith(".")):
-        try:
-            with open(path, "rb") as file:
-                start = file.read(4096)
-                named = XML_START.match(start) and b"nmaprun" in start.replace(b"\0", b"")
-                if not named and path.suffix.lower() != ".xml":
-                    continue
-                file.seek(0)
-                document = read_xml(file)
-        except OSError as error:
-            remarks.append(f"{path}: {error.strerror}")
-            continue
-        listless = own and opened(document.first("nmaprun").get("args", "").split())
-        hosts = judge(document, str(path), strict=own and not listless, asked=path.name if listless else "")
-        results += [host for host in hosts if not own or numeric(path.stem)[0] == 9 or host.address in
-                    (path.stem, path.name)]  # a host's file speaks of no other
-        remarks += [f"{path}: {document.problem}"] * bool(document.problem)
-    return results, tuple(remarks)
+        host = host._replace(reason="there is no result of it", file="".join(paths[-1:]))
+    elif note["start"] != host.start:
+        host = host._replace(outcome="cut off", reason="its file is not of this run", ports=())
+    said = {name: note[name] for name in ("outcome", "reason") if note["outcome"] != "audited"}
+    return host._replace(seconds=note["seconds"], **said)
+def _read_file(path: str, asked: str = "") -> tuple[list[HostResult], str]:
+    """The hosts of a file, of one of our own only the address that it is of; and what is wrong with the file."""
+    try:
+        with open(path, "rb") as file:
+            if not path.lower().endswith(".xml") and not XML_START.match(file.read(4096).replace(b"\0", b"")):
+                return [], ""
+            file.seek(0)
+            document = read_xml(file)
+    except OSError as error:
+        return [], f"{path}: {error.strerror}"
+    hosts = [host for host in judge(document, path, asked) if asked in ("", host.address)]
+    return hosts, document.problem and f"{path}: {document.problem}"
 
 # ---- Keeping files --------------------------------------------------------------------------------------------------
-LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-
 def write_file(path: Path, data: bytes) -> bool:
     """Puts data under a name, synced: whole or, with an OSError, not at all. A link of that name is replaced."""
     handle, part = tempfile.mkstemp(prefix=".", dir=path.parent)
@@ -784,10 +807,9 @@ def write_file(path: Path, data: bytes) -> bool:
             os.fsync(handle)
         os.replace(part, path)
         return True
-    except BaseException:
+    finally:
         with contextlib.suppress(OSError):
             os.unlink(part)
-        raise
 
 def say(text: str, before: str = "") -> None:
     """Writes lines to standard error, which nobody may be reading."""
@@ -796,8 +818,175 @@ def say(text: str, before: str = "") -> None:
             print(before + line, file=sys.stderr, flush=True)
 complain = functools.partial(say, before="nmap-audit: ")
 
-class Shell:
-    """A call of the program at work. What goes wrong is told at once and leaves its exit status; one of them counts."""
+def locked(directory: Path) -> TextIO:
+    """Makes DIR-NAME and holds its lock while the file that comes back is open. AuditError where it cannot."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if {os.lstat(directory).st_uid, os.stat(directory).st_uid} - {0, os.geteuid()}:
+            raise PermissionError(1, "it is somebody else's", "owner")  # who could put links into it
+        file = open(os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        who = shown((directory / "lock").read_text(errors="replace").strip(), 80)
+        raise AuditError(os.EX_TEMPFAIL, f"{directory}: another audit is running ({who}); wait for its end, or use "
+                         "another DIR-NAME") from None
+    except OSError as error:
+        what = f"{directory}: {error.strerror} ({error.filename or 'lock'}); change DIR-NAME"
+        raise AuditError(os.EX_CANTCREAT, what) from None
+    with contextlib.suppress(OSError):  # a full disk does not make the lock less held
+        file.truncate(0)
+        os.write(file.fileno(), f"pid {os.getpid()} since {time.strftime('%F %T')}\n".encode())
+    return file
+
+def list_runs(directory: Path) -> list[Path]:
+    """The run folders of DIR-NAME, oldest first."""
+    paths = directory.iterdir() if directory.is_dir() else ()
+    return sorted(path for path in paths if RUN_ID.fullmatch(path.name) and path.is_dir() and not path.is_symlink())
+
+def make_run(directory: Path) -> Path:
+    """A new run folder, named by the local time; by a later one where the clock stepped back, so that names sort."""
+    moment, newest = datetime.datetime.now(), max(filter(RUN_ID.fullmatch, os.listdir(directory)), default="")
+    if moment.strftime("%Y%m%d-%H%M%S") <= newest:
+        moment = datetime.datetime.strptime(newest, "%Y%m%d-%H%M%S") + datetime.timedelta(seconds=1)
+    (folder := directory / moment.strftime("%Y%m%d-%H%M%S")).mkdir(mode=0o700)
+    return folder
+
+# ---- Scanning -------------------------------------------------------------------------------------------------------
+TARGET_OPTIONS = "--?(exclude|exclude-?file|dns-servers|system-dns|6)(=.*)?"
+FILE_OPTIONS = "--?(exclude-?file|datadir|servicedb|versiondb|script-args-file)"  # their files may stand here
+NMAP_VARIABLES = ("NMAP_ARGS", "NMAP_PRIVILEGED", "NMAP_UNPRIVILEGED", "NMAPDIR")
+OUTPUT_BYTES, ERROR_BYTES, MOST_BATCH, MOST_REFUSALS = 256 << 20, 1 << 20, 256, 8
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LEAST_BATCH = {"-s[A-Z]*U": 8, "-O|-A": 13, "-sV|-sC|-A|--script": 64}  # what a process is worth, by what NMAP holds
+CUT_END = (b'<!-- nmap-audit: nmap ended %s, after it had written this host -->\n<runstats><finished exit="success"/>'
+           b'<hosts up="1" down="0" total="1"/></runstats>\n</nmaprun>\n')
+HOST_ELEMENT = re.compile(rb"<host[ >].*?</host>\s*", re.DOTALL)  # nmap escapes every < that is no tag's
+# A command, and what is done with what it leaves: that gives the jobs that come of it, if any.
+Job = NamedTuple("Job", [("words", Sequence[str]), ("done", Callable[[Output], Sequence[Any] | None])])
+
+def find_program(name: str) -> str | None:
+    """A program's full path; looked for where cron's PATH does not reach, too."""
+    return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/local/bin:/usr/bin:/usr/sbin:/usr/lib")
+
+def nmap_words(nmap: Sequence[str]) -> list[str]:
+    """NMAP's words with the program's full path. AuditError where there is none."""
+    if not (program := find_program(nmap[0])):
+        raise AuditError(os.EX_UNAVAILABLE, f"{shown(nmap[0])}: not found; install it (Debian: apt-get install nmap), "
+                         "or name it in NMAP")
+    words = [os.path.abspath(program), *nmap[1:]]
+    return [os.path.abspath(word) if re.fullmatch(FILE_OPTIONS, before) and nmap_at(nmap) == 0 else word
+            for before, word in zip(["", *words], words)]
+
+def list_words(words: Sequence[str]) -> list[str]:
+    """The command that lists targets: of nmap's options only those that the list depends on (-sL refuses others)."""
+    at = nmap_at(words) + 1
+    kept = [*words[:at], "-sL", "-n"]
+    for word, value in zip(words[at:], [*words[at + 1:], "-"]):
+        if re.fullmatch(TARGET_OPTIONS, word.replace("_", "-"), re.DOTALL):
+            kept += [word, value][:1 if "=" in word or value.startswith("-") else 2]
+    return kept
+
+class Nmap(subprocess.Popen[bytes]):
+    """A job's command at work. It writes to files without a name: whatever ends it, what it wrote by then is there."""
+    def __init__(self, job: Job, folder: Path) -> None:
+        self.job, self.started = job, time.monotonic()
+        self.files = tempfile.TemporaryFile(dir=folder), tempfile.TemporaryFile(dir=folder)
+        env = {name: value for name, value in os.environ.items() if name not in NMAP_VARIABLES}
+        # A kill -9 of this program must end nmap too, and only the kernel is left to see to that.
+        guard = [setpriv, "--pdeathsig", "KILL"] if (setpriv := find_program("setpriv")) else []
+        super().__init__([*guard, *job.words], stdin=subprocess.DEVNULL, stdout=self.files[0], stderr=self.files[1],
+                         env=env, cwd="/", start_new_session=True)  # no stranger's script lies in /
+    def end(self, status: int) -> Sequence[Job]:
+        """What comes of the job, once its command has ended with this status."""
+        with self.files[0] as out, self.files[1] as err:
+            out.seek(0)
+            err.seek(max(0, err.seek(0, os.SEEK_END) - ERROR_BYTES))
+            said, seconds = err.read().decode("utf-8", "replace"), time.monotonic() - self.started
+            return self.job.done(Output(status, out.read(), said, seconds)) or ()
+
+def run_jobs(jobs: Iterable[Job], folder: Path, workers: int) -> None:
+    """Runs commands, so many at once, those that come of others first; nothing of them is left running, ever."""
+    fresh, more, working, places = iter(jobs), list[Job](), dict[int, Nmap](), threading.Semaphore(workers)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, nobody is told how a process ended
+    try:
+        while True:
+            while (job := more.pop() if more else next(fresh, None)) and places.acquire(blocking=False):
+                try:
+                    nmap = Nmap(job, folder)
+                    working[nmap.pid] = nmap
+                except OSError as error:
+                    places.release()
+                    more += job.done(Output(os.EX_OSERR, b"", str(error), 0)) or ()
+            more += [job] if job else []  # there is no place for it yet
+            if not working:
+                return
+            pid, status = os.wait()
+            if ended := working.pop(pid, None):
+                places.release()
+                _stop([ended])  # its group
+                more += ended.end(os.waitstatus_to_exitcode(status))
+    finally:
+        _stop(working.values())
+        for nmap in working.values():
+            nmap.end(-signal.SIGTERM)
+def _stop(processes: Collection[Nmap]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in processes:
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, number)
+        until = time.monotonic() + 2
+        while any(process.poll() is None for process in processes) and time.monotonic() < until:
+            time.sleep(0.02)
+
+def split_hosts(out: bytes, end: bytes = b"") -> list[bytes]:
+    """A batch's output as a document a host, each element byte for byte, and one without; `end` where there is none."""
+    spans = [match.span() for match in HOST_ELEMENT.finditer(out)]
+    head, tail = (out[:spans[0][0]], out[spans[-1][1]:]) if spans else (out, b"")
+    ending = tail if b"<finished" in tail or not end else end
+    return [*(head + out[start:stop] + ending for start, stop in spans), head + tail]
+
+def batch_results(output: Output, batch: Sequence[str]) -> Iterator[tuple[HostResult, bytes]]:
+    """The outcome of each address of a batch, with the document that shows it (empty: there is none)."""
+    found, strange = dict[str, tuple[HostResult, bytes]](), ""
+    how = f"with status {output.status}" if output.status >= 0 else (
+        f"by {signal.Signals(-output.status).name} ({signal.strsignal(-output.status)})")
+    for data in split_hosts(output.out, CUT_END % how.encode() if len(batch) > 1 else b""):
+        rest = read_xml(io.BytesIO(data))
+        for host in judge(rest, "", batch[0]) if rest.hosts or not found else []:
+            strange = strange if host.address in batch and host.address not in found else host.address
+            found[host.address] = host, data
+    total, up = (_int(rest.top["hosts"].get(name)) for name in ("total", "up"))
+    unlisted = HostResult("", "down", start=_int(rest.top["nmaprun"].get("start")))
+    if rest.problem or up > sum(host.outcome != "down" for host, _ in found.values()):
+        unlisted = HostResult("", "cut off", rest.problem or "nmap counted a host as up and did not list it")
+    elif total < len(batch):
+        unlisted = HostResult("", "failed", "nmap did not look at it")
+    for address in batch:
+        host, data = found.get(address, (unlisted, output.out))
+        if output.status and not (len(batch) > 1 and host.outcome == "audited"):
+            host = host._replace(outcome="failed", reason=f"nmap ended {how}: {_last_words(output.err)}".rstrip(": "))
+        elif strange:
+            host = host._replace(outcome="cut off", reason=f"nmap lists {shown(strange, 60)} twice, or unasked")
+        yield host._replace(address=address, seconds=host.seconds if len(batch) > 1 else round(output.seconds, 1)), data
+def _last_words(err: str) -> str:
+    lines = (line for line in err.splitlines() if line.strip(" !QUITNG") and not line.startswith(("\t", "stack")))
+    return shown(" / ".join(map(str.strip, lines))[-300:], 300)
+
+def make_batches(config: Config, addresses: Iterable[str], workers: int) -> Iterator[Sequence[str]]:
+    """The addresses of each process: all go in one wave where they can, since a process mostly waits."""
+    least = min((size for kind, size in LEAST_BATCH.items() if re.search(kind, " ".join(config.nmap))), default=32)
+    for family in gathered((":" in address, address) for address in addresses).values():
+        at = 0
+        while at < len(family):
+            left = len(family) - at * (len(family) > workers * MOST_BATCH)
+            size = 1 if opened(config.nmap) else config.batch or min(MOST_BATCH, max(least, -(-left // workers)))
+            yield family[at:at + size]
+            at += size
+
+class Scanner:
+    """The program at work on a run: what nmap says is kept, what goes wrong is told and leaves one of the statuses."""
+    saved, total = 0.0, 0  # when run.json was last written, and how many addresses there are
+    patience = float(MOST_REFUSALS)  # how often nmap may refuse a single address; once it did any work, endless
     def __init__(self, config: Config) -> None:
         self.config, self.statuses = config, [0]
         self.run = Run(Path(), {}, {})  # the one at work
@@ -819,345 +1008,94 @@ class Shell:
     def save(self, run: Run) -> None:
         """Writes run.json as it stands, old or new but never half."""
         self.attempt(write_file, run.folder / "run.json", json.dumps(run.record, indent=0).encode())
-
-def make_directory(path: Path) -> None:
-    """Makes DIR-NAME, mode 0700. AuditError where that fails, or where somebody else could put links into it."""
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if {os.lstat(path).st_uid, os.stat(path).st_uid} - {0, os.geteuid()}:
-            raise PermissionError(1, "it is somebody else's", "owner")
-        os.close(os.open(path / "lock", LOCK_FLAGS, 0o600))
-    except OSError as error:
-        raise AuditError(os.EX_CANTCREAT, f"{path}: {error.strerror} ({error.filename}); change DIR-NAME") from None
-
-@contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Holds DIR-NAME/lock, which says who and since when; the kernel lets go of it however the program ends."""
-    try:
-        with open(os.open(directory / "lock", LOCK_FLAGS, 0o600), "r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with contextlib.suppress(OSError):  # a full disk does not make the lock less held
-                file.truncate(0)
-                os.write(file.fileno(), f"pid {os.getpid()} since {time.strftime('%F %T')}\n".encode())
-            yield
-    except BlockingIOError:
-        who = shown((directory / "lock").read_text().strip(), 80)
-        raise AuditError(os.EX_TEMPFAIL, f"{directory}: another audit is running ({who}); wait for its end, or use "
-                         "another DIR-NAME") from None
-
-def list_runs(directory: Path) -> list[Path]:
-    """The run folders of DIR-NAME, oldest first."""
-    paths = directory.iterdir() if directory.is_dir() else ()
-    return sorted(path for path in paths if RUN_ID.fullmatch(path.name) and path.is_dir() and not path.is_symlink())
-
-def make_run(directory: Path) -> Path:
-    """A new run folder, named by the local time; by a later one where the clock stepped back, so that names sort."""
-    moments = [datetime.datetime.strptime(run.name, "%Y%m%d-%H%M%S") for run in list_runs(directory)[-1:]]
-    second = datetime.timedelta(seconds=1)
-    moment = max([datetime.datetime.now(), *(each + second for each in moments)])
-    while os.path.lexists(folder := directory / moment.strftime("%Y%m%d-%H%M%S")):
-        moment += second
-    folder.mkdir(mode=0o700)
-    return folder
-
-# ---- Scanning -------------------------------------------------------------------------------------------------------
-TARGET_OPTIONS = {"exclude": 1, "excludefile": 1, "exclude-file": 1, "dns-servers": 1, "system-dns": 0, "6": 0}
-FILE_OPTIONS = "--?(exclude-?file|datadir|servicedb|versiondb|script-args-file)"  # their files may stand here
-NMAP_VARIABLES = ("NMAP_ARGS", "NMAP_PRIVILEGED", "NMAP_UNPRIVILEGED", "NMAPDIR")
-LIST_BYTES, ERROR_BYTES, MOST_BATCH, MOST_REFUSALS = 256 << 20, 4096, 256, 8
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-LEAST_BATCH = {"-s[A-Z]*U": 8, "-O|-A": 13, "-sV|-sC|-A|--script": 64}  # what a process is worth, by what NMAP holds
-CUT_END = (b'<!-- nmap-audit: nmap ended %s, after it had written this host -->\n<runstats><finished exit="success"/>'
-           b'<hosts up="1" down="0" total="1"/></runstats>\n</nmaprun>\n')
-HOST_ELEMENT = re.compile(rb"<host[ >].*?</host>\s*", re.DOTALL)  # nmap escapes every < that is no tag's
-
-def find_program(name: str) -> str | None:
-    """A program's full path; looked for where cron's PATH does not reach, too."""
-    return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/local/bin:/usr/bin:/usr/sbin:/usr/lib")
-
-def nmap_words(nmap: Sequence[str]) -> list[str]:
-    """NMAP's words with the program's full path. AuditError where there is none."""
-    if not (program := find_program(nmap[0])):
-        raise AuditError(os.EX_UNAVAILABLE, f"{shown(nmap[0])}: not found; install it (Debian: apt-get install nmap), "
-                         "or name it in NMAP")
-    words = [os.path.abspath(program), *nmap[1:]]
-    return [os.path.abspath(word) if re.fullmatch(FILE_OPTIONS, before) and nmap_at(nmap) == 0 else word
-            for before, word in zip(["", *words], words)]
-
-def list_words(words: Sequence[str]) -> list[str]:
-    """The command that lists targets: of nmap's options only those that the list depends on (-sL refuses others)."""
-    at = nmap_at(words) + 1
-    kept, rest = [*words[:at], "-sL", "-n"], iter(words[at:])
-    for word in rest:
-        name, equals, _ = re.sub("^--?", "", word).replace("_", "-").partition("=")
-        if word.startswith("-") and name in TARGET_OPTIONS:
-            kept += [word, *itertools.islice(rest, 0 if equals else TARGET_OPTIONS[name])]
-    return kept
-
-async def run_nmap(words: Sequence[str], limit: int, out: bytearray) -> Output:
-    """Runs a command to its end, or until it wrote `limit` bytes to `out`; nothing of it is left running, ever."""
-    started, said = time.monotonic(), bytearray()
-    env = {name: value for name, value in os.environ.items() if name not in NMAP_VARIABLES}
-    # A kill -9 of this program must end nmap too, and only the kernel is left to see to that.
-    guard = [setpriv, "--pdeathsig", "KILL"] if (setpriv := find_program("setpriv")) else []
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *guard, *words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env,
-            cwd="/", start_new_session=True)  # no stranger's script lies in /
-    except OSError as error:
-        return Output(os.EX_OSERR, b"", str(error), 0)
-    assert process.stdout and process.stderr
-    readers = [asyncio.create_task(_read(process.stdout, out, limit, process)),
-               asyncio.create_task(_read(process.stderr, said, ERROR_BYTES))]
-    try:
-        status = await process.wait()
-        await asyncio.wait(readers, timeout=5)  # a grandchild may hold the pipes for ever
-    finally:
-        await _end(process, readers)
-    return Output(status, bytes(out), said.decode("utf-8", "replace"), time.monotonic() - started)
-async def _read(stream: asyncio.StreamReader, kept: bytearray, most: int,
-                process: asyncio.subprocess.Process | None = None) -> None:
-    """Keeps the last bytes of a stream; with a process all of it, and that process is killed when it writes more."""
-    while piece := await stream.read(1 << 16):
-        kept += piece
-        if len(kept) > most and process:
-            process.kill()
-            break
-        del kept[:-most]
-async def _end(process: asyncio.subprocess.Process, readers: Sequence[asyncio.Task[None]]) -> None:
-    """Ends a process with its group, which is asked first and killed two seconds later, and what still reads of it."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if process.returncode is None or not all(reader.done() for reader in readers):
-            with contextlib.suppress(ProcessLookupError, asyncio.TimeoutError, asyncio.CancelledError):
-                os.killpg(process.pid, number)
-                await asyncio.wait_for(process.wait(), 2)
-    for reader in readers:
-        reader.cancel()
-    await asyncio.wait(readers)
-
-def split_hosts(out: bytes, end: bytes = b"") -> list[bytes]:
-    """A batch's output as a document a host, each element byte for byte, and one without; `end` where there is none."""
-    spans = [match.span() for match in HOST_ELEMENT.finditer(out)]
-    head, tail = (out[:spans[0][0]], out[spans[-1][1]:]) if spans else (out, b"")
-    ending = tail if b"<finished" in tail or not end else end
-    return [*(head + out[start:stop] + ending for start, stop in spans), head + tail]
-
-def batch_results(output: Output, batch: Sequence[str], open_only: bool) -> dict[str, tuple[HostResult, bytes]]:
-    """The outcome of each address of a batch, with the document that shows it (empty: there is none)."""
-    found: dict[str, tuple[HostResult, bytes]] = {}
-    how = f"by {signal.Signals(-output.status).name}" if output.status < 0 else f"with status {output.status}"
-    for data in split_hosts(output.out, CUT_END % how.encode() if len(batch) > 1 else b""):
-        rest = read_xml(io.BytesIO(data))
-        for host in judge(rest, "", strict=not open_only, asked=batch[0] if open_only and not found else ""):
-            twice = replace(host, outcome="cut off", reason="nmap lists it twice")
-            found[host.address] = (twice if host.address in found else host), data
-    total, up = (_int(rest.first("hosts").get(name)) for name in ("total", "up"))
-    others, results = ", ".join(found.keys() - set(batch)), {}
-    unlisted = HostResult("", "down", start=_int(rest.first("nmaprun").get("start")))
-    if rest.problem or up > sum(host.outcome != "down" for host, _ in found.values()):
-        unlisted = HostResult("", "cut off", rest.problem or "nmap counted a host as up and did not list it")
-    elif total < len(batch):
-        unlisted = HostResult("", "failed", "nmap did not look at it")
-    for address in batch:
-        host, data = found.get(address, (unlisted, output.out))
-        if output.status and not (len(batch) > 1 and host.outcome == "audited"):
-            host = replace(host, outcome="failed", reason=f"nmap ended {how}: {_last_words(output.err)}".rstrip(": "))
-        elif others:
-            host = replace(host, outcome="cut off", reason=f"nmap lists {shown(others, 60)}, not asked for")
-        seconds = host.seconds if len(batch) > 1 else round(output.seconds, 1)
-        results[address] = replace(host, address=address, seconds=seconds), data
-    return results
-def _last_words(err: str) -> str:
-    lines = (line for line in err.splitlines() if line.strip(" !QUITNG") and not line.startswith(("\t", "stack")))
-    return shown(" / ".join(map(str.strip, lines))[-300:], 300)
-
-def batch_size(config: Config, left: int, workers: int) -> int:
-    """How many addresses a process gets of so many: all go in one wave where they can, since a process mostly waits."""
-    least = min((size for kind, size in LEAST_BATCH.items() if re.search(kind, " ".join(config.nmap))), default=32)
-    return 1 if opened(config.nmap) else config.batch or min(MOST_BATCH, max(least, -(-left // workers)))
-
-class Scanner(Shell):
-    """Runs nmap on what IPS names, and keeps what it says in the run's folder."""
-    saved, total = 0.0, 0  # when run.json was last written, and how many addresses there are
-    begun, refused = False, 0  # whether any nmap did its work, and how many would not, for single addresses
     def scan_targets(self) -> None:
-        """Scans each address of the target list that has no result yet."""
-        try:
-            asyncio.run(self._run())
-        finally:
-            self.run.record["status"] = "interrupted"  # it will be finished when its report is made
-            self.save(self.run)
-    async def _run(self) -> None:
+        """Scans each address of the target list that has no result yet, first those that took longest last time."""
         record, self.words = self.run.record, nmap_words(self.config.nmap)
-        if not record["listed"]:
-            await self._list(record)
-        hosts = read_run(self.run.folder, record).hosts
-        if not hosts:
-            raise AuditError(os.EX_CONFIG, f"{self.config.ips_where}: every address of IPS is excluded; change one")
-        asked = [host.address for host in hosts.values() if host.outcome == "not scanned"]
-        self.total = len(hosts) - len(record["unresolved"])
-        for family in gathered((":" in address, address) for address in asked).values():
-            await self._scan(family)
-    async def _list(self, record: dict[str, Any]) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)  # the kernel kills what writes without an end
+        resource.setrlimit(resource.RLIMIT_FSIZE, (OUTPUT_BYTES if hard < 0 else min(hard, OUTPUT_BYTES), hard))
+        try:
+            if not record["listed"]:
+                self._list(record)
+            if not (hosts := read_run(self.run.folder, record).hosts):
+                raise AuditError(os.EX_CONFIG, f"{self.config.ips_where}: every address of IPS is excluded; change one")
+            self.total = len(hosts) - len(record["unresolved"])
+            self._scan([host.address for host in hosts.values() if host.outcome == "not scanned"])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            record["status"] = "interrupted"  # it will be finished when its report is made
+            self.save(self.run)
+    def _list(self, record: dict[str, Any]) -> None:
         words = list_words(self.words)
-        for name, six in (("targets.xml", False), ("targets6.xml", True)):
-            if not (targets := [each for each in self.config.ips if ("-6" in words or ":" in each) == six]):
-                continue
-            extra = ["-6"] if six and "-6" not in words else []
-            output = await run_nmap([*words, *extra, "-oX", "-", "--", *targets], LIST_BYTES, bytearray())
-            unresolved, reason = re.findall(r'Failed to resolve "([^"\n]*)"', output.err), "nmap could not resolve it"
-            stored = self.attempt(write_file, self.run.folder / name, output.out)
-            if output.status or not stored or read_xml(io.BytesIO(output.out)).problem:
-                unresolved, reason = targets, f"nmap could not list it: {_last_words(output.err)}"
-            record["unresolved"] |= {shown(target): reason for target in unresolved}
+        families = gathered(("-6" in words or ":" in target, target) for target in self.config.ips)
+        record["unresolved"] = {}
+        run_jobs([self._job(words, targets, functools.partial(self._listed, f"targets{'6' * six}.xml", targets))
+                  for six, targets in families.items()], self.run.folder, len(families))
         record["listed"] = True
         self.save(self.run)
-    async def _scan(self, addresses: Sequence[str]) -> None:
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # a process needs three files, for a moment four
+    def _listed(self, name: str, targets: Sequence[str], output: Output) -> None:
+        reason, stored = "nmap could not resolve it", self.attempt(write_file, self.run.folder / name, output.out)
+        if output.status or not stored or read_xml(io.BytesIO(output.out)).problem:
+            reason = f"nmap could not list it: {_last_words(output.err)}"
+        else:
+            targets = re.findall(r'Failed to resolve "([^"\n]*)"', output.err)
+        self.run.record["unresolved"] |= {shown(target): reason for target in targets}
+    def _scan(self, addresses: Sequence[str]) -> None:
+        runs = (read_record(folder)[0] for folder in reversed(list_runs(self.run.folder.parent)))
+        last = next((run["hosts"] for run in runs if run.get("status") == "finished"), dict[str, Any]())
+        slowest_first = sorted(addresses, key=lambda address: -last.get(address, {"seconds": 0})["seconds"])
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # a process needs two files, and three to be started
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        workers = max(1, min(self.config.max_threads, (hard - 24) // 4))
-        semaphore, tasks, at = asyncio.Semaphore(workers), set[asyncio.Task[None]](), 0
-        try:
-            while at < len(addresses):
-                await semaphore.acquire()
-                done = {task for task in tasks if task.done()}
-                tasks -= done
-                await asyncio.gather(*done)  # raises what they raised
-                size = batch_size(self.config, len(addresses) - at * (len(addresses) > workers * MOST_BATCH), workers)
-                tasks.add(task := asyncio.create_task(self._batch(addresses[at:at + size])))
-                task.add_done_callback(lambda _: semaphore.release())
-                at += size
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-    async def _batch(self, batch: Sequence[str], again: bool = False) -> None:
-        """Scans addresses with one nmap; what it does not finish is tried again in smaller batches, down to one."""
-        words = [*self.words, *["-6"] * (":" in batch[0] and "-6" not in self.words)]
+        workers = max(1, min(self.config.max_threads, (hard - 24) // 2))
+        run_jobs(map(self._batch, make_batches(self.config, slowest_first, workers)), self.run.folder, workers)
+    def _job(self, words: Sequence[str], targets: Sequence[str], done: Callable[[Output], Sequence[Job] | None]) -> Job:
         zones = {target.partition("%")[0]: target for target in self.config.ips if "%" in target}
-        asked, out, open_only = [zones.get(address, address) for address in batch], bytearray(), opened(words)
-        try:
-            output = await run_nmap([*words, "-oX", "-", "--", *asked], HOST_BYTES + (len(batch) << 20), out)
-        except asyncio.CancelledError:  # what it had finished is kept
-            ended = batch_results(Output(-signal.SIGTERM, bytes(out), "", 0), batch, open_only)
-            for host, data in (each for each in ended.values() if each[0].outcome == "audited"):
-                self._keep(host, data)
-            raise
+        six = ["-6"] * (":" in targets[0] and "-6" not in words)
+        return Job([*words, *six, "-oX", "-", "--", *(zones.get(target, target) for target in targets)], done)
+    def _batch(self, batch: Sequence[str], again: bool = False) -> Job:
+        return self._job(self.words, batch, functools.partial(self._scanned, batch, again))
+    def _scanned(self, batch: Sequence[str], again: bool, output: Output) -> Sequence[Job]:
+        """Keeps what nmap says of a batch; what it did not finish is tried again in smaller ones, down to one."""
         began = output.status <= 0 or 128 <= output.status < 255 or b"<scaninfo" in output.out
-        self.begun, self.refused = self.begun or began, self.refused + (len(batch) == 1)
-        results, size = batch_results(output, batch, open_only), max(1, len(batch) // 8)
-        rest = [address for address, (host, _) in results.items()
-                if host.outcome in ("cut off", "failed") and (len(batch) > 1 or began and not again)]
-        for address in (address for address in batch if address not in rest):
-            self._keep(*results[address])
-        while rest and (self.begun or self.refused <= MOST_REFUSALS):  # else nmap refuses to all
-            part, rest = rest[:size], rest[size:]
-            await self._batch(part, again=True)
-        for address in rest:
-            self._keep(*results[address])
+        self.patience = math.inf if began else self.patience - (len(batch) == 1)
+        size, rest = max(1, len(batch) // 8), []
+        for host, data in batch_results(output, batch):
+            hope = self.patience >= 0 if len(batch) > 1 else began and not again
+            if hope and host.outcome in ("cut off", "failed"):
+                rest.append(host.address)
+            else:
+                self._keep(host, data)
+        return [self._batch(rest[at:at + size], again=True) for at in reversed(range(0, len(rest), size))]
     def _keep(self, host: HostResult, data: bytes) -> None:
         name = self.run.folder / result_name(host.address)
         path = name if host.outcome in ("audited", "timed out") else name.with_suffix(".part")
         if host.outcome != "down" and data and not self.attempt(write_file, path, data):
-            host = replace(host, outcome="failed", reason="its result could not be written")
+            host = host._replace(outcome="failed", reason="its result could not be written")
         self.run.record["hosts"][host.address] = noted(host)
-        count, done = sum(port.state != "closed" for port in host.ports), len(self.run.record["hosts"])
-        what = f"{count} port{'s' * (count != 1)}" if host.outcome == "audited" else host.outcome
+        ports, done = sum(port.state != "closed" for port in host.ports), len(self.run.record["hosts"])
+        what = f"{ports} port{'s' * (ports != 1)}" if host.outcome == "audited" else host.outcome
         if not self.config.quiet:
             say(f"[{done}/{self.total}] {shown(str(host), 100)} {what}, {host.seconds:.1f} s")
-        if time.monotonic() - self.saved > 10 + done / 1000:
+        if time.monotonic() - self.saved > 10 + self.total / 1000:
             self.save(self.run)
             self.saved = time.monotonic()
 
-def noted(host: HostResult) -> dict[str, Any]:
-    """What run.json notes of a host."""
-    return {"outcome": host.outcome, "reason": host.reason, "seconds": host.seconds, "start": host.start}
-
-# ---- Filtering ------------------------------------------------------------------------------------------------------
-PORT_CHANGES = ("new", "changed", "first look", "standing")
-LAPSE_DAYS = 14  # before its end a rule is named
-
-def accepts(rule: Rule, fields: Fields) -> bool:
-    """Whether all four fields of a rule match those of a port."""
-    low, dash, high = rule.fields[0].partition("-")
-    number = int(low) <= int(fields[0]) <= int(high) if dash else like(low, fields[0])
-    return number and all(map(like, rule.fields[1:], fields[1:]))
-
-def groups_of(host: HostResult, groups: Iterable[Group]) -> tuple[Group, ...]:
-    """The groups that a host is in."""
-    return tuple(group for group in groups if any(tag(host) for tag in group.tags))
-
-def find(run: Run, changes: Changes, groups: Sequence[Group]) -> Changes:
-    """The changes with what any rule of any group accepts put apart, and what is expected and missing added."""
-    day = run_day(run)
-    late = str(datetime.date.fromisoformat(day) + datetime.timedelta(days=LAPSE_DAYS))
-    members = {address: groups_of(host, groups) for address, host in run.hosts.items()}
-    @functools.lru_cache(maxsize=1 << 16)
-    def accepting(asked: tuple[Group, ...], shown_as: Fields) -> tuple[Rule, ...]:
-        return tuple(rule for group in asked for rule in group.rules
-                     if accepts(rule, shown_as) and not (rule.until and rule.until <= day))
-    told, ignored = list[Finding](), list[Finding]()
-    for finding in (each for each in changes.findings if each.port.state != "closed"):
-        asked = members[finding.host.address] if finding.change in PORT_CHANGES else ()
-        rules = accepting(asked, finding.port.fields)
-        (ignored if rules else told).append(replace(finding, rules=rules) if rules else finding)
-    told += (Finding(host, "missing", Port(_int(rule.fields[0]), *rule.fields[1:]), rules=(rule,))
-             for host in run.hosts.values() if host.outcome == "audited"
-             for group in members[host.address] for rule in group.rules
-             if rule.word == "expect" and not (rule.until and rule.until <= day) and not met(rule, host))
-    return replace(changes, findings=tuple(told), ignored=tuple(ignored), lapsing=tuple(
-        rule for group in groups for rule in group.rules if "" < rule.until <= late))
-
-def met(rule: Rule, host: HostResult) -> bool:
-    """Whether a host shows what a rule expects; `closed` is shown too by a port that was looked at and not listed."""
-    if any(accepts(rule, port.fields) for port in host.ports):
-        return True
-    port, protocol, state, _ = rule.fields
-    return state == "closed" and port.isdigit() and looked_at(host.looked, int(port), protocol) \
-        and not any(each.key == f"{port}/{protocol}" for each in host.ports)
-
 # ---- Remembering ----------------------------------------------------------------------------------------------------
-def fold(state: State, run: Run, groups: Sequence[Group]) -> tuple[dict[str, Known], Changes]:
-    """The state after a run, and what the run changed. What a run did not look at stays as it was, and is not gone."""
-    after, findings, asked, lost = dict(state), list[Finding](), 0, 0
-    day = run_day(run)
+def fold(state: State, run: Run) -> dict[str, HostResult]:
+    """The state after a run: what it did not look at stays as it was."""
+    after, day = dict(state), run_day(run)
     for host in run.hosts.values():
-        known = state.get(host.address, Known())
-        asked += known.up
-        lost += known.up and host.outcome in ("down", "failed")
-        findings += (_compare(host, port, known, day) for port in host.ports)
+        known = state.get(host.address, NOBODY)
+        since = {port.key: port.first_seen for port in known.ports}
         if host.outcome == "audited":
-            now = after[host.address] = _remember(host, known, run.folder.name, day)._replace(
-                groups=tuple(group.name for group in groups_of(host, groups)))
-            findings += _gone(host, known)
-            findings += [Finding(host, "host new")] * bool(state and not known.run_id)
-            if known.run_id and known.groups != now.groups and (known.name, known.os) != (now.name, now.os):
-                findings.append(Finding(host, "regrouped"))
-        elif host.outcome == "down" and known.up:
-            after[host.address] = known._replace(up=False)
-            findings.append(Finding(host, "host gone"))
-    return after, Changes(tuple(findings), asked, lost)
-def _compare(host: HostResult, port: Port, known: Known, day: str) -> Finding:
-    if port.key in known.ports:
-        before, _, first_seen = known.ports[port.key]
-        return Finding(host, "standing" if before == port.state else "changed", port, first_seen, before)
-    return Finding(host, "new" if looked_at(known.looked, port.number, port.protocol) else "first look", port, day)
-def _gone(host: HostResult, known: Known) -> Iterator[Finding]:
-    there = {port.key for port in host.ports if port.state != "closed"}
-    for key, (state, service, first_seen) in known.ports.items():
-        number, _, protocol = key.partition("/")
-        if state in ("open", "open|filtered") and key not in there and looked_at(host.looked, int(number), protocol):
-            yield Finding(host, "gone", Port(int(number), protocol, state, service), first_seen, state)
-def _remember(host: HostResult, known: Known, run_id: str, day: str) -> Known:
-    kept = {key: value for key, value in known.ports.items()
-            if not looked_at(host.looked, int(key.partition("/")[0]), key.partition("/")[2])}
-    now = {port.key: (port.state, port.service, known.ports.get(port.key, ("", "", day))[2])
-           for port in host.ports if port.state != "closed"}
-    return Known(run_id, True, "".join(host.names[:1]), "".join(host.os[:1]), (),
-                 join_looked(known.looked, host.looked), kept | now)
+            ports = tuple(same_port(*port[:4], "", since.get(port.key, day)) for port in host.ports
+                          if port.state != "closed")
+            now = host._replace(reason="", ports=ports, start=0, seconds=0.0, file=run.folder.name)
+            after[host.address] = joined(known, now, over=True)
+        elif host.outcome == "down" and known.outcome == "audited":
+            after[host.address] = known._replace(outcome="down")
+    return after
 
-def last_told(run: Run, groups: Sequence[Group]) -> tuple[dict[str, Known] | None, list[str]]:
+def last_told(run: Run) -> tuple[dict[str, HostResult] | None, list[str]]:
     """What the last run told before this one left, None for nothing; and remarks. The XML stands in for a run.json."""
     replay, remarks, before = list[Path](), list[str](), run.record.get("before")
     state = read_state(before) if before else None
@@ -1174,45 +1112,126 @@ def last_told(run: Run, groups: Sequence[Group]) -> tuple[dict[str, Known] | Non
             break
     for each in map(read_run, reversed(replay)):
         if any(host.outcome == "audited" for host in each.hosts.values()):
-            state = fold(state or {}, each, groups)[0]
+            state = fold(state or {}, each)
             remarks += each.remarks
     return state, remarks
 
+# ---- Filtering ------------------------------------------------------------------------------------------------------
+PORT_CHANGES = ("new", "changed", "first look", "standing")
+LAPSE_DAYS = 14  # before its end a rule is named
+
+def accepts(rule: Rule, fields: Fields, day: str = "") -> bool:
+    """Whether all four fields of a rule match those of a port, and it holds on a day."""
+    low, dash, high = rule.fields[0].partition("-")
+    number = int(low) <= int(fields[0]) <= int(high) if dash else like(low, fields[0])
+    return number and all(map(like, rule.fields[1:], fields[1:])) and rule.holds(day)
+
+@functools.lru_cache(1 << 16)
+def accepting(groups: tuple[Group, ...], fields: Fields, day: str) -> tuple[Rule, ...]:
+    """The rules of these groups that accept a port."""
+    return tuple(rule for group in groups for port in (fields[0], "*") for rule in group.by_port.get(port, ())
+                 if accepts(rule, fields, day))
+
+def index(groups: Sequence[Group]) -> Callable[[HostResult], tuple[Group, ...]]:
+    """What tells the groups of a host: found by the keys of their tags, where tags have keys, and else asked for."""
+    keyed = gathered((key, (at, tag)) for at, group in enumerate(groups) for tag in group.tags
+                     for key in tag.keys or [tag.word])
+    @functools.lru_cache(maxsize=1 << 12)
+    def of_os(guesses: tuple[str, ...]) -> set[int]:
+        return {at for at, tag in keyed.get("os", ()) if tag.matches(HostResult("", "", os=guesses))}
+    def groups_of(host: HostResult) -> tuple[Group, ...]:
+        likely = itertools.chain(*(keyed.get(key, ()) for key in (*host_keys(host), "ip", "hostname")))
+        return tuple(groups[at] for at in sorted({at for at, tag in likely if tag.matches(host)} | of_os(host.os)))
+    return groups_of
+
+def met(rule: Rule, host: HostResult) -> bool:
+    """Whether a host shows what a rule expects; `closed` is shown too by a port that was looked at and not listed."""
+    if any(accepts(rule, port.fields) for port in host.ports):
+        return True
+    port, protocol, state, _ = rule.fields
+    return state == "closed" and port.isdigit() and looked_at(host.looked, int(port), protocol) \
+        and not any(each.key == f"{port}/{protocol}" for each in host.ports)
+
+def find(run: Run, state: State, groups: Sequence[Group]) -> Changes:
+    """What a run says beside what is remembered, with what any rule of any group accepts put apart."""
+    day, groups_of = run_day(run), index(groups)
+    late = str(datetime.date.fromisoformat(day) + datetime.timedelta(days=LAPSE_DAYS))
+    told, ignored, asked, lost = list[Finding](), list[Finding](), 0, 0
+    for host in run.hosts.values():
+        known, members = state.get(host.address, NOBODY), groups_of(host)
+        up = known.outcome == "audited"
+        asked += up
+        lost += up and host.outcome in ("down", "failed")
+        for change, port, before in _changed(host, known, day):
+            rules = accepting(members, port.fields, day)
+            (ignored if rules else told).append(Finding(host, change, port, before, rules))
+        told += [Finding(host, "host gone")] * (up and host.outcome == "down")
+        if host.outcome == "audited":
+            told += _events(host, known, members, day)
+            told += [Finding(host, "host new")] * bool(state and known is NOBODY)
+            called = [(each.names[:1], each.os[:1]) for each in (known, host)]
+            told += [Finding(host, "regrouped")] * (up and called[0] != called[1] and groups_of(known) != members)
+    lapsing = (Finding(NOBODY, "lapsing", rules=(rule,), why=" (ended)" * (not rule.holds(day)))
+               for group in groups for rule in group.rules if not rule.holds(late))
+    return Changes(tuple(told), asked, lost, tuple(ignored), tuple(lapsing))
+def _changed(host: HostResult, known: HostResult, day: str) -> Iterator[tuple[str, Port, str]]:
+    was = {port.key: port for port in known.ports}
+    for port in (port for port in host.ports if port.state != "closed"):
+        if before := was.get(port.key):
+            change = "standing" if before.state == port.state else "changed"
+            yield change, same_port(*port[:5], before.first_seen), before.state
+        else:
+            looked = looked_at(known.looked, port.number, port.protocol)
+            yield "new" if looked else "first look", same_port(*port[:5], day), ""
+def _events(host: HostResult, known: HostResult, members: Iterable[Group], day: str) -> Iterator[Finding]:
+    there = {port.key for port in host.ports if port.state != "closed"}
+    for port in known.ports:
+        if port.state in ("open", "open|filtered") and port.key not in there and looked_at(
+                host.looked, port.number, port.protocol):
+            yield Finding(host, "gone", port, port.state)
+    for rule in (rule for group in members for rule in group.expected if rule.holds(day) and not met(rule, host)):
+        yield Finding(host, "missing", Port(_int(rule.fields[0]), *rule.fields[1:]), "", (rule,))
+
 # ---- Reporting ------------------------------------------------------------------------------------------------------
-MOST_ROWS = 20000  # of a table
-TITLES = {"missing": "Missing: expected and not there", "new": "New", "changed": "Changed", "first look": "First look",
+TITLES = {"lapsing": "Rules that lapse", "missing": "Missing: expected and not there", "new": "New",
+          "changed": "Changed", "first look": "First look",
           "standing": "Standing: told before, neither accepted nor closed", "gone": "Gone",
           "host gone": "Hosts gone: up before, down now", "host new": "Hosts new",
-          "regrouped": "Hosts that changed group (their name or OS guess changed)"}
+          "regrouped": "Hosts that changed group (their name or OS guess changed)",
+          "ignored": "Ignored", "host": "Hosts", "not audited": "Not audited"}
+TABLES = {"none": 1, "low": 10, "medium": 10, "high": 12}  # how many of them a level of DETAIL shows
 LISTS = {"findings": PORT_CHANGES, "gone": ("gone", "host gone"), "missing": ("missing",), "hosts_new": ("host new",),
-         "regrouped": ("regrouped",)}  # of run.json
+         "regrouped": ("regrouped",)}
 TELLING = ("findings", "gone", "missing", "regrouped", "lapsing", "not audited")  # what is worth a mail
 LOW = ("HOST", "PORT", "PROTOCOL", "STATES", "SERVICE")
 FULL = ("ADDRESS", "NAME", "OS", "PORT", "PROTOCOL", "STATES", "SERVICE", "VERSION", "FIRST SEEN")
+COLUMNS = {"ignored": (*LOW, "LINE", "GROUP"), "host gone": ("HOST",), "host new": ("HOST",), "regrouped": ("HOST",),
+           "not audited": ("HOST", "FILE"), "lapsing": ("LINE", "GROUP", "UNTIL", "RULE"),
+           "host": ("HOST", "OUTCOME", "SECONDS", "FILE")}  # of others LOW or FULL
 CSV = {"IP": "ADDRESS", "Hostname": "NAME", "OS": "OS", "Port": "PORT", "Protocol": "PROTOCOL", "State": "STATE",
        "Service": "SERVICE", "Version": "VERSION", "Change": "CHANGE", "First Seen": "FIRST SEEN"}
+STORED = (*CSV.values(), "BEFORE", "LINE", "GROUP")  # in run.json
 WIDE = "[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6]"
 FORMULA = tuple("=+-@|%\uff1d\uff0b\uff0d\uff20")  # what a formula begins with
-WIDTHS = {"HOST": 60, "NAME": 40, "OS": 30, "SERVICE": 24, "VERSION": 40, "GROUP": 30}
-Section = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # title, headings, rows
+WIDTHS = {"NAME": 40, "OS": 30, "SERVICE": 24, "VERSION": 40, "GROUP": 30, "FILE": 4096}
+Section = tuple[str, Sequence[str], Sequence[Finding]]  # title, columns, rows
+MOST_ROWS = 20000  # of one
 
 def make_report(run: Run, changes: Changes, *, detail: str, headings: bool) -> Report:
     """The report of a run at a level of DETAIL; a phone's preview of the mail shows its first line."""
     hosts = sorted(run.hosts.values(), key=lambda host: numeric(host.address))
-    of = gathered((finding.change, finding) for finding in changes.findings)
-    audited, down = (sum(host.outcome == name for host in hosts) for name in ("audited", "down"))
-    counts = {name: sum(len(of.get(change, ())) for change in several)
-              for name, several in {**LISTS, "new": ("new",)}.items()}
-    counts |= {"lapsing": len(changes.lapsing), "audited": audited, "down": down,
-               "not audited": len(hosts) - audited - down}
+    of = gathered((each.change, each) for each in (*changes.findings, *changes.lapsing))
+    outcomes = {"audited": 0, "down": 0} | collections.Counter(host.outcome for host in hosts)
+    counts = {name: sum(len(of.get(change, ())) for change in several) for name, several in LISTS.items()}
+    counts |= {"new": len(of.get("new", ())), "lapsing": len(changes.lapsing), **outcomes,
+               "not audited": len(hosts) - outcomes["audited"] - outcomes["down"]}
+    loud = {each.host.address for each in changes.findings}
+    of |= {"ignored": [*changes.ignored], "host": [Finding(host, "host", why="clean" if host.outcome == "audited"
+           and host.address not in loud else host.outcome) for host in hosts]}
+    lapsing, *body = (_table(change, of.get(change, ()), detail) for change in [*TITLES][:TABLES[detail]])
+    bad = [*_not_audited(hosts), lapsing]
     head, foot = _head(counts, changes, len(hosts)), _foot(run, changes, counts, detail)
-    bad = [*_not_audited(hosts), (f"Rules that lapse ({len(changes.lapsing)})", ("LINE", "GROUP", "UNTIL", "RULE"), [
-        (rule.where.short, shown(rule.group, 30), rule.until + " (ended)" * (rule.until <= run_day(run)),
-         shown(" ".join(rule.fields), 60)) for rule in changes.lapsing])]
-    tables = {change: _table(title, of.get(change, []), detail) for change, title in TITLES.items()}
-    body = [] if detail == "none" else [*tables.values()]
-    body += _everything(hosts, changes) if detail == "high" else []
-    events = [tables[change] for change in ("host gone", "host new", "regrouped")]
+    events = [_table(change, of.get(change, ()), detail) for change in ("host gone", "host new", "regrouped")]
     return Report(_lay_out(head, [*bad, *body], foot), _lay_out(head, [*bad, *events], foot),
                   make_csv(changes.findings, headings), counts)
 def _head(counts: Mapping[str, int], changes: Changes, hosts: int) -> list[str]:
@@ -1234,72 +1253,63 @@ def _foot(run: Run, changes: Changes, counts: Mapping[str, int], detail: str) ->
             f"not audited: {counts['not audited']}", *(f"Note: {shown(remark, 300)}" for remark in run.remarks),
             f"Raw data: {run.folder}", *more[:2 * (detail == "high")]]
 
-def columns(each: Finding) -> dict[str, str]:
-    """A finding's texts, as strangers wrote them, by column."""
-    host, port, rules = each.host, each.port, each.rules
-    return {"HOST": str(host), "ADDRESS": host.address, "NAME": "".join(host.names[:1]), "OS": "".join(host.os[:1]),
-            "PROTOCOL": port.protocol, "SERVICE": port.service, "VERSION": port.version, "STATE": port.state,
-            "PORT": rules[0].fields[0] if each.change == "missing" else str(port.number) if port.state else "",
-            "STATES": f"{each.before}\u2192{port.state}" if each.change == "changed" else port.state,
-            "CHANGE": each.change, "FIRST SEEN": each.first_seen, "BEFORE": each.before,
-            "LINE": ", ".join(rule.where.short for rule in rules), "GROUP": ", ".join(rule.group for rule in rules)}
+# A finding's texts, as strangers wrote them, by column.
+TEXTS: dict[str, Callable[[Finding], str]] = {
+    "HOST": lambda each: str(each.host), "ADDRESS": lambda each: each.host.address, "FILE": lambda each: each.host.file,
+    "NAME": lambda each: "".join(each.host.names[:1]), "OS": lambda each: "".join(each.host.os[:1]),
+    "PORT": lambda each: each.rules[0].fields[0] if each.change == "missing" else str(each.port.number)
+    if each.port.state else "", "PROTOCOL": lambda each: each.port.protocol, "STATE": lambda each: each.port.state,
+    "STATES": lambda each: f"{each.before}\u2192" * (each.change == "changed") + each.port.state,
+    "SERVICE": lambda each: each.port.service, "VERSION": lambda each: each.port.version,
+    "CHANGE": lambda each: each.change, "FIRST SEEN": lambda each: each.port.first_seen,
+    "OUTCOME": lambda each: each.why, "SECONDS": lambda each: f"{each.host.seconds:.1f}",
+    "BEFORE": lambda each: each.before, "LINE": lambda each: ", ".join(rule.where.short for rule in each.rules),
+    "GROUP": lambda each: ", ".join(rule.group for rule in each.rules),
+    "UNTIL": lambda each: each.rules[0].until + each.why, "RULE": lambda each: " ".join(each.rules[0].fields)}
 
 def list_findings(changes: Changes) -> dict[str, list[dict[str, str]]]:
     """The findings as run.json lists them."""
     lists = {name: [each for each in changes.findings if each.change in several] for name, several in LISTS.items()}
-    return {name: [{key.lower().replace(" ", "_"): text for key, text in columns(each).items()
-                    if key not in ("HOST", "STATES")} for each in _sorted(several)]
+    return {name: [{key.lower().replace(" ", "_"): TEXTS[key](each) for key in STORED} for each in _sorted(several)]
             for name, several in {**lists, "ignored": changes.ignored}.items()}
 
 def make_csv(findings: Iterable[Finding], headings: bool) -> str:
     """scan_report.csv: RFC 4180, with the byte-order mark that spreadsheets want; empty where there is no row."""
-    told = (columns(each) for each in _sorted(findings) if each.port.state)
-    cells = ([shown(each[name], 1000) for name in CSV.values()] for each in told)
-    # No spreadsheet runs a cell that begins with an apostrophe.
-    rows = [["'" + cell if cell.lstrip()[:1] in FORMULA else cell for cell in row] for row in cells]
+    told = [each for each in _sorted(findings) if each.port.state]
+    cells = ([shown(TEXTS[name](each), 1000) for name in CSV.values()] for each in told)
+    rows = (["'" + cell if cell.lstrip()[:1] in FORMULA else cell for cell in row] for row in cells)  # ' makes it text
     file = io.StringIO()
-    csv.writer(file).writerows([list(CSV), *rows] if headings else rows)
-    return "\ufeff" + file.getvalue() if rows else ""
+    csv.writer(file).writerows(itertools.chain([CSV] * headings, rows))
+    return "\ufeff" + file.getvalue() if told else ""
 def _sorted(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda each: (numeric(each.host.address), each.port.protocol, each.port.number))
-def _table(title: str, findings: Sequence[Finding], detail: str, *more: str) -> Section:
-    names = [*(LOW if detail == "low" else FULL), *more]
-    if findings and not findings[0].port.state:
-        names = ["HOST"]
-    elif findings and findings[0].change == "missing":
-        names += ["LINE", "GROUP"]
-    return f"{title} ({len(findings)})", [name.replace("STATES", "STATE") for name in names], [
-        [shown(columns(each)[name], WIDTHS.get(name, 60)) for name in names] for each in _sorted(findings)]
+def _table(change: str, findings: Iterable[Finding], detail: str) -> Section:
+    names = COLUMNS.get(change) or (*(LOW if detail == "low" else FULL), *["LINE", "GROUP"] * (change == "missing"))
+    told = _sorted(findings)
+    return f"{TITLES[change]} ({len(told)})", names, told
 def _not_audited(hosts: Iterable[HostResult]) -> Iterator[Section]:
     bad = sorted((host for host in hosts if host.outcome not in ("audited", "down")),
                  key=lambda host: (OUTCOMES.index(host.outcome), host.reason))
     for (outcome, reason), several in itertools.groupby(bad, key=lambda host: (host.outcome, host.reason)):
-        rows = [(shown(str(host), 60), host.file) for host in several]
-        yield f"Not audited ({len(rows)}): {outcome}: {shown(reason, 400)}", ("HOST", "FILE"), rows
-def _everything(hosts: Sequence[HostResult], changes: Changes) -> Iterator[Section]:
-    yield _table("Ignored", changes.ignored, "low", "LINE", "GROUP")
-    loud = {each.host.address for each in changes.findings}
-    yield f"Hosts ({len(hosts)})", ("HOST", "OUTCOME", "SECONDS", "FILE"), [
-        (shown(str(host), 60), host.outcome if host.outcome != "audited" or host.address in loud else "clean",
-         f"{host.seconds:.1f}", host.file) for host in hosts]
-def _lay_out(head: list[str], sections: Iterable[Section], foot: list[str]) -> str:
+        title, names, told = _table("not audited", (Finding(host, "not audited") for host in several), "")
+        yield f"{title}: {outcome}: {shown(reason, 400)}", names, told
+def _lay_out(head: Sequence[str], sections: Iterable[Section], foot: Sequence[str]) -> str:
     from tabulate import tabulate
     parts = ["\n".join(head)]
-    for title, headings, rows in sections:
+    for title, names, told in sections:
+        rows = [[re.sub(WIDE, "\\g<0>\0", shown(TEXTS[name](each), WIDTHS.get(name, 60))) for name in names]
+                for each in told[:MOST_ROWS]]  # wide characters take two columns each
         if rows:
-            wide = [[re.sub(WIDE, "\\g<0>\0", cell) for cell in row] for row in rows[:MOST_ROWS]]  # two columns each
-            table = tabulate(wide, headings, tablefmt="simple", disable_numparse=True)
-            parts += [title, table.replace("\0", "")]
-        if len(rows) > MOST_ROWS:
-            parts.append(f"... and {len(rows) - MOST_ROWS} rows more")
+            headings = [name.replace("STATES", "STATE") for name in names]
+            parts += [title, tabulate(rows, headings, tablefmt="simple", disable_numparse=True).replace("\0", "")]
+        if len(told) > MOST_ROWS:
+            parts.append(f"... and {len(told) - MOST_ROWS} rows more")
     return "\n\n".join([*parts, "\n".join(foot)]) + "\n"
 
 # ---- Mailing --------------------------------------------------------------------------------------------------------
-SENDMAIL_SECONDS, SMTP_SECONDS = 120, 60
-SMTP_WAITS = (1, 5, 15)  # seconds before another try, where one can help
-SMTP_PORTS = {"none": 25, "starttls": 587, "tls": 465}
+SENDMAIL_SECONDS, SMTP_SECONDS, SMTP_WAITS = 120, 60, (1, 5, 15)  # the last: before another try, where one can help
 
-def make_message(body: str, attachment: str, config: Config) -> EmailMessage:
+def make_message(text: str, attachment: str, config: Config) -> bytes:
     """The mail that tells a report: To, From and Subject as given, the table of findings attached."""
     from email import message, policy, utils
     here = re.sub(r"[^A-Za-z0-9.-]", "", os.uname().nodename) or "localhost"
@@ -1309,36 +1319,33 @@ def make_message(body: str, attachment: str, config: Config) -> EmailMessage:
             "Subject": config.email_subject or f"nmap-audit report for {here}", "Date": utils.localtime(),
             "Message-ID": utils.make_msgid("nmap-audit", here), "Auto-Submitted": "auto-generated"}.items():
         mail[name] = value
-    mail.set_content(body)
+    mail.set_content(text)
     if attachment:
         mail.add_attachment(attachment.encode(), "text", "csv", filename="scan_report.csv", params={"charset": "utf-8"})
-    return mail
+    return mail.as_bytes()
 
 def send_mail(data: bytes, config: Config) -> str:
     """Delivers a mail to those its headers name; says whom the server refused. AuditError (69) if nobody got it."""
-    if program := config.sendmail or (not config.smtp_server and find_program("sendmail")):
-        return _to_sendmail(program, data)
+    program = config.sendmail or (not config.smtp_server and find_program("sendmail"))
     for wait in (*SMTP_WAITS, 0):
         try:
-            return _to_smtp(data, config)
-        except (OSError, ValueError) as error:  # smtplib's errors are OSErrors, too
+            return _to_sendmail(program, data) if program else _to_smtp(data, config)
+        except (OSError, ValueError, subprocess.SubprocessError) as error:  # smtplib's errors are OSErrors, too
             codes = [getattr(error, "smtp_code", 0), *(code for code, _ in getattr(error, "recipients", {}).values())]
             final = max(codes) >= 500 or re.search("SSL|NotSupported|NotFound|Permission|Value", type(error).__name__)
-            if final or not wait:
-                raise AuditError(os.EX_UNAVAILABLE, f"mail not delivered by {config.smtp_server or 'localhost'}: "
-                                 f"{shown(str(error), 300)}") from None
+            if final or program or not wait:
+                by = program or config.smtp_server or "localhost"
+                raise AuditError(os.EX_UNAVAILABLE, f"mail not delivered by {by}: {shown(str(error), 300)}") from None
         time.sleep(wait)
     return ""
 def _to_sendmail(program: str, data: bytes) -> str:
     with tempfile.TemporaryFile() as said:
-        try:
-            subprocess.run([program, "-oi", "-t"], input=data.replace(b"\r\n", b"\n"), stdout=said, stderr=said,
-                           timeout=SENDMAIL_SECONDS, check=True, start_new_session=True)
-        except (OSError, subprocess.SubprocessError) as error:
-            said.seek(0)
-            how = getattr(error, "strerror", "") or f"status {getattr(error, 'returncode', 'none in time')}"
-            why = f"{program}: {how} {_last_words(said.read(ERROR_BYTES).decode('utf-8', 'replace'))}"
-            raise AuditError(os.EX_UNAVAILABLE, f"mail not delivered: {why.rstrip()}") from None
+        done = subprocess.run([program, "-oi", "-t"], input=data.replace(b"\r\n", b"\n"), stdout=said, stderr=said,
+                              timeout=SENDMAIL_SECONDS, start_new_session=True)
+        said.seek(0)
+        if done.returncode:
+            words = _last_words(said.read(ERROR_BYTES).decode("utf-8", "replace"))
+            raise ValueError(f"status {done.returncode} {words}".rstrip())
     return ""
 def _to_smtp(data: bytes, config: Config) -> str:
     import smtplib
@@ -1348,9 +1355,9 @@ def _to_smtp(data: bytes, config: Config) -> str:
     context = ssl.create_default_context()
     connect = functools.partial(smtplib.SMTP_SSL, context=context) if config.smtp_tls == "tls" else smtplib.SMTP
     headers = message_from_bytes(data)
-    sender, people = ([address for _, address in utils.getaddresses(headers.get_all(name, []))]
-                      for name in ("From", "To"))
-    with connect(server.hostname or "", server.port or SMTP_PORTS[config.smtp_tls], timeout=SMTP_SECONDS) as smtp:
+    sender, people = ([address for _, address in utils.getaddresses([headers[name]])] for name in ("From", "To"))
+    port = server.port or 587 * (config.smtp_tls == "starttls")  # 0: smtplib knows the two others
+    with connect(server.hostname or "", port, timeout=SMTP_SECONDS) as smtp:
         if config.smtp_tls == "starttls":
             smtp.starttls(context=context)
         if config.smtp_user:
@@ -1371,32 +1378,34 @@ def show(text: str) -> bool:
     except (OSError, AttributeError, ValueError) as error:
         raise AuditError(os.EX_IOERR, f"standard output: {error}; give it a place to write to") from None
 
-FLAGS = {option.name.lower(): option for option in OPTIONS if option.option} | {
-    "version": Option("", "settings", "", "the version", name="VERSION"),
-    "help": Option("", "settings", "", "this text", name="HELP")}
+FLAGS = {option.name.lower(): option for option in (
+    *(each for each in OPTIONS if each.option), Option("", "settings", "", "the version", name="VERSION"),
+    Option("", "settings", "", "this text", name="HELP"))}
 
 def parse_options(argv: Sequence[str]) -> Iterator[Line]:
     """The command line as settings, read as Perl's Getopt::Long reads it: any case, `-config`, abbreviations."""
     rest = list(reversed(argv))
     while rest:
-        word = rest.pop()
-        match = re.fullmatch("--?([A-Za-z][^=]*)(=.*)?", word, re.DOTALL)
-        option = match and _option_named(match[1].lower())
-        takes = option.metavar[:1] if option else ""  # "[": a value that may be left out
-        if not match or not option or (match[2] if not takes else takes != "[" and not match[2] and not rest):
-            raise AuditError(os.EX_USAGE, f"'{shown(word, 60)}': no option, or a value too many or few; see --help")
-        positive = match[1].lower() in ("csv", "human", "csv-headings")  # of Perl's negatable switches
-        value = match[2] and match[2][1:]
-        if value is None and takes and rest and (takes != "[" or rest[-1][:1] != "-"):
-            value = rest.pop()
-        yield Line(option.name, "no" if positive else value or "", *[Where(f"--{option.name.lower()}")] * 2)
-def _option_named(word: str) -> Option:
-    name = re.sub("^(no(?=[ch])|(?=(csv|human|csv-headings)$))", "no-", word)
-    hits = [name] if name in FLAGS else [each for each in FLAGS if each.startswith(name)]
+        word, equals, value = rest.pop().partition("=")
+        option, implied = _option_named(word.lower())
+        takes = option.metavar[:1]  # "[": a value that may be left out
+        if takes and not equals and rest and (takes != "[" or rest[-1][:1] != "-"):
+            equals, value = "=", rest.pop()
+        if takes != "[" and bool(takes) != bool(equals):
+            what = "needs a value" if takes else "takes no value"
+            raise AuditError(os.EX_USAGE, f"--{option.name.lower()}: {what}; see --help")
+        yield Line(option.name, value or implied, *[Where(f"--{option.name.lower()}")] * 2)
+def _option_named(word: str) -> tuple[Option, str]:
+    """The option, and the value that goes without saying: `--csv` is `no` to `--no-csv`, which `--nocsv` is, too."""
+    positive = re.fullmatch("--?(csv|human|csv-headings)", word)
+    name = re.sub("^--?(no(?=[ch]))?", lambda start: "no-" * bool(positive or start[1]), word)
+    hits = [each for each in FLAGS if name not in ("", word) and each.startswith(name)]
+    hits = [name] if name in hits else hits
     if len(hits) != 1:
-        what = f"may be --{', --'.join(hits)}; write it in full" if hits else "unknown" + _meant(word, FLAGS, "--help")
-        raise AuditError(os.EX_USAGE, f"--{shown(word, 60)}: {what}")
-    return FLAGS[hits[0]]
+        near = _meant(name, FLAGS, "see --help")
+        what = f"may be --{', --'.join(hits)}; write it in full" if hits else f"unknown; {near}"
+        raise AuditError(os.EX_USAGE, f"{shown(name, 60)}: {what}")
+    return FLAGS[hits[0]], "no" * bool(positive)
 
 def help_text() -> str:
     """--help, from the tables: 80 columns, a block for each heading."""
@@ -1412,7 +1421,7 @@ def catch_signals() -> None:
         for each in SIGNALS:
             signal.signal(each, signal.SIG_IGN)
         complain(f"ended by {signal.Signals(number).name}; --resume goes on")
-        raise SystemExit(128 + number)  # asyncio lets this one through at once, and ends its tasks
+        raise SystemExit(128 + number)
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)
@@ -1430,14 +1439,12 @@ class Audit(Scanner):
         nmap_words(config.nmap)
         if config.baseline:
             _stored(config.baseline, directory)
-        make_directory(directory)
         with locked(directory):
             self.run = self._begin(argv) if config.resume is None else self._take_up()
             self.scan_targets()
             self._send_kept()
             self.run.record.update(status="finished", ended=time.strftime(TIME))
-            run = read_run(self.run.folder, self.run.record)
-            self.report([run], [run], scanned=True)
+            self.report([read_run(self.run.folder, self.run.record)])
             self._prune(directory)
     def _begin(self, argv: Sequence[str]) -> Run:
         config, folder = self.config, make_run(self.config.folders[0])
@@ -1450,83 +1457,70 @@ class Audit(Scanner):
         return Run(folder, {}, record)
     def _take_up(self) -> Run:
         config, directory = self.config, self.config.folders[0]
-        runs = [run for run in map(read_run, list_runs(directory)) if config.resume in ("", run.folder.name)
-                and run.record.get("status", "finished") != "finished"]
-        if not runs:
-            raise AuditError(os.EX_NOINPUT, f"{directory}: has no unfinished run {config.resume}".rstrip()
-                             + "; start a new one, without --resume")
-        run, record = runs[-1], runs[-1].record
-        if (record["nmap"], record["ips"]) != (list(config.nmap), list(config.ips)):
-            raise AuditError(os.EX_USAGE, f"--resume: {run.folder.name} had another NMAP or IPS; leave --resume out")
-        record["hosts"] = {each.address: noted(each) for each in run.hosts.values()
-                           if each.outcome in ("audited", "down")}
+        unfinished = (each for each, finished in _kept(directory) if not finished and config.resume in ("", each.name))
+        if not (folder := next(unfinished, None)):
+            what = f"has no unfinished run {config.resume or 'at all'}"
+            raise AuditError(os.EX_NOINPUT, f"{directory}: {what}; start a new one, without --resume")
+        run = read_run(folder)
+        if (run.record["nmap"], run.record["ips"]) != (list(config.nmap), list(config.ips)):
+            raise AuditError(os.EX_USAGE, f"--resume: {folder.name} had another NMAP or IPS; leave --resume out")
+        run.record["hosts"] = {each.address: noted(each) for each in run.hosts.values()
+                               if each.outcome in ("audited", "down")}
         return run
     def _prune(self, directory: Path) -> None:
         """Takes away the oldest runs; never one that a later report needs, or whose mail waits."""
         records = {run: read_record(run)[0] for run in list_runs(directory)} if self.config.keep_runs else {}
         finished = [run for run, record in records.items() if record.get("status") == "finished"]
-        needed = {*[run for run in finished if records[run]["told"]][-1:], *finished[-self.config.keep_runs:]}
+        needed = [*finished[-self.config.keep_runs:], *[run for run in finished if records[run]["told"]][-1:]]
         for run in records:
             if run < min(needed, default=run) and not (directory / "unsent" / f"{run.name}.eml").exists():
                 self.attempt(shutil.rmtree, run)
-    def process(self) -> None:
-        """A report of what is stored."""
-        runs = [_stored(path) for path in self.config.folders]
-        self.report(runs, [run for run in runs if run.record.get("status") == "finished" and not run.record["told"]
-                           and list_runs(run.folder.parent)[-1:] == [run.folder]], scanned=False)
     def _view(self, runs: Sequence[Run]) -> tuple[Run, Changes, bool]:
         """What runs say as one, beside what was known and after the rules were heard; whether nothing was known."""
         groups, base = self.config.groups, self.config.baseline
-        states = [last_told(run, groups) for run in runs]
+        states = [last_told(run) for run in runs]
         for run, (state, _) in (pair for pair in zip(runs, states) if not pair[0].record.get("told")):
             run.record["before"] = None if state is None else state_json(state)
         if base:
-            states = [(fold({}, _stored(base, home(runs[0].folder)), groups)[0], [f"compared with {base}"])]
-        known = [state for state, _ in states if state is not None]
-        before = dict(sorted(itertools.chain(*(state.items() for state in known)), key=lambda item: item[1].run_id))
+            states = [(fold({}, _stored(base, home(runs[0].folder))), [f"compared with {base}"])]
+        known = itertools.chain(*(state.items() for state, _ in states if state))
+        before = dict(sorted(known, key=lambda item: item[1].file))
         remarks = (*itertools.chain(*(run.remarks for run in runs), *(more for _, more in states)),
                    *(f"with the results in {run.folder}" for run in runs[1:]))
-        run = replace(runs[0], remarks=remarks, hosts=merged(itertools.chain(*(run.hosts.values() for run in runs))))
-        return run, find(run, fold(before, run, groups)[1], groups), not known
-    def report(self, runs: Sequence[Run], untold: Sequence[Run], *, scanned: bool) -> None:
-        """Tells what runs say, as one; of those not told before, run.json notes it. scanned: the one run is new."""
+        run = runs[0]._replace(remarks=remarks, hosts=merged(itertools.chain(*(run.hosts.values() for run in runs))))
+        return run, find(run, before, groups), all(state is None for state, _ in states)
+    def report(self, runs: Sequence[Run]) -> None:
+        """Tells what runs say, as one; and notes that it was told of the run at work, or of a DIR-NAME's newest."""
         config, (run, changes, first) = self.config, self._view(runs)
-        self.statuses.append(2 * any(host.outcome not in ("audited", "down") for host in run.hosts.values()))
-        if scanned and config.scan_only:
-            return self.save(runs[0])
         report = make_report(run, changes, detail=config.detail, headings=not config.no_csv_headings)
+        untold = [each for each in runs if each.record.get("status") == "finished" and not each.record["told"]
+                  and (not config.process_only or list_runs(each.folder.parent)[-1:] == [each.folder])]
         for each in untold:
             each.record.update(list_findings(changes))
-        self._tell(run.folder, report, untold, first=first, scanned=scanned)
-        self.statuses.append(int(any(map(report.counts.get, config.fail_on))))
-    def _tell(self, folder: Path, report: Report, untold: Sequence[Run], *, first: bool, scanned: bool) -> None:
+            self.save(each)
+        failed = not config.scan_only and any(map(report.counts.get, config.fail_on))
+        self.statuses += [2 * bool(report.counts["not audited"]), int(failed)]
+        name = run.folder.name if untold else time.strftime("%Y%m%d-%H%M%S-processed")
+        if not config.scan_only and self._tell(report, run.folder, home(run.folder) / "unsent" / f"{name}.eml", first):
+            self._settle(untold)
+    def _tell(self, report: Report, folder: Path, unsent: Path, first: bool) -> bool | None:
         config, counts = self.config, report.counts
-        changed = first or any(counts[name] for name in TELLING)
-        wanted = config.tell == "always" or counts["not audited"] or config.tell == "changes" and changed
+        worth = {"always": True, "changes": first or any(counts[name] for name in TELLING), "errors": False}
+        wanted = worth[config.tell] or counts["not audited"]
         text, table = report.head if config.no_human else report.text, "" if config.no_csv else report.csv
-        mail = make_message(text, table, config).as_bytes() if wanted and config.email_to else b""
-        unsent = home(folder) / "unsent" / f"{folder.name if untold else time.strftime('%Y%m%d-%H%M%S-processed')}.eml"
-        if mail and scanned:
+        mail = make_message(text, table, config) if wanted and config.email_to else b""
+        if mail and not config.process_only:
             self.attempt(os.makedirs, unsent.parent, 0o700, True)
         files = {folder / "report.txt": report.text.encode(), folder / "scan_report.csv": table.encode(),
                  folder / "report.eml": mail, unsent: mail}
-        for path, data in [item for item in files.items() if item[1] and scanned]:
+        for path, data in [item for item in files.items() if item[1] and not config.process_only]:
             self.attempt(write_file, path, data)
-        for run in untold:
-            self.save(run)
         if config.no_human and not mail and (counts["not audited"] or counts["gone"]):
             say(text)  # what no row of the table says must not be lost
-        if self._mail(mail, unsent, text) if mail else not wanted or self.attempt(
-                show, table if config.no_human else text) is not None:
-            for run in untold:
-                self._settle(run)
-    def _settle(self, run: Run) -> None:
-        """Notes that a run was told, and what is known since: its results on top of what was told before."""
-        state, _ = last_told(run, self.config.groups)
-        after, _ = fold(state or {}, run, self.config.groups)
-        run.record.update(status="finished", told=True, state=state_json(after))
-        self.save(run)
-    def _mail(self, mail: bytes, unsent: Path, text: str) -> bool:
+        printed = table if config.no_human else text
+        return self._mail(mail, unsent, text) if mail else not wanted or self.attempt(show, printed)
+    def _mail(self, mail: bytes, unsent: Path, text: str) -> bool | None:
+        """Sends a mail; where that fails it waits in `unsent`, or else is printed. Says whether it is told."""
         try:
             if refused := send_mail(mail, self.config):
                 self.fail(os.EX_UNAVAILABLE, refused)
@@ -1538,27 +1532,33 @@ class Audit(Scanner):
                 unsent.exists() or write_file(unsent, mail)
             waits = f"; {unsent} keeps the report, the next run sends it" * unsent.exists()
             self.fail(error.status, f"{error}{waits}")
-            return not waits and self.attempt(show, text) is not None
+            return not waits and self.attempt(show, text)
+    def _settle(self, runs: Iterable[Run]) -> None:
+        for run in (run for run in runs if run.record and not run.record["told"]):
+            state, _ = last_told(run)
+            run.record.update(status="finished", told=True, state=state_json(fold(state or {}, run)))
+            self.save(run)
     def _send_kept(self) -> None:
         for unsent in sorted((self.config.folders[0] / "unsent").glob("[!.]*.eml")):
             if not self._mail(unsent.read_bytes(), unsent, ""):
                 return
-            run = read_run(self.config.folders[0] / unsent.stem)
-            if run.record and not run.record["told"]:
-                self._settle(run)
-def _stored(name: str | Path, directory: Path = Path()) -> Run:
-    path = Path(name).absolute() if not RUN_ID.fullmatch(str(name)) else directory / name
+            self._settle([read_run(self.config.folders[0] / unsent.stem)])
+def _kept(path: Path) -> Iterator[tuple[Path, bool]]:
+    """The runs of a DIR-NAME, newest first, and whether each is finished; a run, or other XML, stands for itself."""
     runs = [] if RUN_ID.fullmatch(path.name) else list_runs(path)
-    finished = [run for run in runs if read_record(run)[0].get("status", "finished") == "finished"]
-    if not path.is_dir() or runs and not finished:
+    for folder in reversed(runs or [path] * path.is_dir()):
+        yield folder, not runs or read_record(folder)[0].get("status", "finished") == "finished"
+def _stored(name: str | Path, directory: Path = Path()) -> Run:
+    path = directory / name if RUN_ID.fullmatch(str(name)) else Path(name).absolute()
+    if not (folder := next((each for each, finished in _kept(path) if finished), None)):
         raise AuditError(os.EX_NOINPUT, f"{path}: holds no finished run; name a run, or what holds some")
-    if not (run := read_run(finished[-1] if finished else path)).hosts:
+    if not (run := read_run(folder)).hosts:
         complain("\n".join(run.remarks))
-        raise AuditError(os.EX_DATAERR, f"{run.folder}: holds no nmap XML; --dir-name names what to process")
+        raise AuditError(os.EX_DATAERR, f"{folder}: holds no nmap XML; --dir-name names what to process")
     return run
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program with these arguments (None: the command line's) and returns its exit status."""
+    """Runs the program with these arguments (None: the command line's): its exit status. A signal is a SystemExit."""
     os.umask(0o077)
     try:
         return _run(sys.argv[1:] if argv is None else argv)
@@ -1568,8 +1568,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         complain(f"{error.filename or 'a file'}: {error.strerror}; see to the disk and its permissions")
         return os.EX_IOERR
-    except SystemExit as ended:
-        return int(ended.code or 0)
     except Exception as error:  # a bug: the one traceback that a user may see
         complain(f"a bug: {type(error).__name__}: {shown(str(error))}; please report it with what follows")
         say(traceback.format_exc())
@@ -1584,15 +1582,16 @@ def _run(argv: Sequence[str]) -> int:
         raise AuditError(os.EX_USAGE, "--config: is always needed; name the rc file, see nmap-audit(1)")
     config = read_config(parse_rc(text := read_rc(path), path), lines, text)
     half = ("SCAN-ONLY" in given) - ("PROCESS-ONLY" in given)  # where the file names the other half, this one wins
-    if config.process_only and (config.scan_only and not half or config.resume is not None and half <= 0):
+    config = replace(config, scan_only=config.scan_only and half >= 0, process_only=config.process_only and half <= 0)
+    if config.process_only and (config.scan_only or config.resume is not None):
         raise AuditError(os.EX_USAGE, "--process-only: stands beside --scan-only or --resume; give one of them")
     for name, bits in ((path, 0o022 * (os.geteuid() == 0)), (config.smtp_password_file, 0o077)):
         with contextlib.suppress(OSError):
             found = os.stat(name)
             if found.st_mode & bits or bits and found.st_uid not in (0, os.geteuid()):
-                complain(f"{name}: {'writable' if name == path else 'readable'} by others; see chmod(1)")
-    audit = Audit(replace(config, scan_only=config.scan_only and half >= 0))
-    audit.process() if config.process_only and half <= 0 else audit.scan(argv)
+                complain(f"{name}: warning: {'writable' if name == path else 'readable'} by others; see chmod(1)")
+    audit = Audit(config)
+    audit.report(list(map(_stored, config.folders))) if config.process_only else audit.scan(argv)
     return min(audit.statuses, key=FIRST_OF.index)
 
 if __name__ == "__main__":

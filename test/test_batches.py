@@ -4,6 +4,7 @@ What is finished is kept, what is not is tried again with fewer neighbours, and 
 """
 import csv
 import io
+import json
 import os
 import re
 import signal
@@ -343,3 +344,80 @@ def test_a_result_that_cannot_be_written_is_not_audited(batches, tmp_path):
     written = batches.documents()
     assert 0 < len(written) < 40
     assert "free the disk" in result.err or "No space left" in result.err
+
+
+# ---- Which go first ----------------------------------------------------------------------------
+
+def test_those_that_took_longest_last_time_go_first(batches):
+    """In a run that was finished; all others as they are listed."""
+    slow = {"10.0.0.3": 0.6, "10.0.0.5": 1.2}
+    batches.hosts(6, {address: {"sleep": seconds} for address, seconds in slow.items()})
+    assert batches.audit("BATCH 1", "MAX-THREADS 1").status == 0
+    assert batches.nmap.scanned == batches.addresses        # nobody knew
+    notes = batches.record["hosts"]
+    assert all(notes[address]["seconds"] >= seconds for address, seconds in slow.items())
+    for address in notes.keys() - slow:
+        notes[address]["seconds"] = 0.1
+    (batches.last / "run.json").write_text(json.dumps(batches.record | {"hosts": notes}))
+    batches.hosts(8).nmap.forget()
+    (batches.state / "20991231-235959").mkdir(mode=0o700)   # has no end
+    assert batches.audit("BATCH 1", "MAX-THREADS 1").status == 0
+    assert batches.nmap.scanned == [f"10.0.0.{at}" for at in (5, 3, 1, 2, 4, 6, 7, 8)]
+
+
+# ---- What a process may leave ------------------------------------------------------------------
+
+def test_a_process_that_nmap_leaves_behind_is_ended(batches, tmp_path):
+    """Nobody waits for it."""
+    batches.hosts(2)
+    batches.fake("leave", text=f'#!/bin/sh\nsleep 300 & echo $! >> {tmp_path}/left\n"$@"\n')
+    began = time.monotonic()
+    assert batches.audit("NMAP leave nmap -F", "BATCH 1").status == 0
+    assert time.monotonic() - began < 10
+    left = (tmp_path / "left").read_text().split()
+    assert len(left) == 3
+    wait_until(lambda: not any(alive({"pid": pid}) for pid in left), 3, "the sleepers are gone")
+
+
+@pytest.mark.parametrize("stream", (1, 2))
+def test_output_without_an_end(batches, stream):
+    """The kernel ends it, and the report says so."""
+    batches.hosts(3)
+    batches.fake("endless", text='#!/bin/sh\ncase " $* " in *" 10.0.0.2 "*) '
+                 f'head -c 300000000 /dev/zero >&{stream} || kill -XFSZ $$;; esac\nexec "$@"\n')
+    result = batches.audit("NMAP endless nmap -F", "BATCH 1", "QUIET", ips=["IPS 10.0.0.1-3"])
+    assert result.status == 2
+    assert batches.outcomes == {"10.0.0.1": "audited", "10.0.0.2": "failed", "10.0.0.3": "audited"}
+    assert "nmap ended by SIGXFSZ (File size limit exceeded)" in (batches.last / "report.txt").read_text()
+
+
+def test_every_name_that_is_not_resolved_is_told(batches):
+    """However much nmap says of them."""
+    names = [f"a-name-of-some-length-{at}.example.net" for at in range(300)]
+    result = batches.hosts(1).audit(ips=["IPS 10.0.0.1", *(f"IPS {name}" for name in names)])
+    assert result.status == 2 and result.out.startswith("1 of 301 hosts audited")
+    assert sorted(batches.record["unresolved"]) == sorted(names)
+
+
+def test_where_the_end_of_a_process_is_not_told(batches):
+    """Some start their children with SIGCHLD ignored."""
+    result = batches.hosts(4, {"10.0.0.2": {"after": True, "exit": 3}}).audit(
+        "BATCH 1", prefix=("sh", "-c", 'trap "" CHLD; exec "$@"', "sh"))
+    assert result.status == 2
+    assert batches.outcomes == {**dict.fromkeys(batches.addresses, "audited"), "10.0.0.2": "failed"}
+
+
+def test_ended_while_nmap_lists(batches):
+    """--resume lists again."""
+    batches.hosts(3)
+    hosts = dict.fromkeys(batches.addresses, HOST)
+    batches.nmap = batches.fake("nmap", hosts=hosts, list_fault={"sleep": 60})
+    process = batches.start("--config", batches.config())
+    wait_until(lambda: batches.nmap.lists, 20, "the list")
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode in (-signal.SIGTERM, 143) and b"Traceback" not in err, err
+    assert (batches.record["status"], batches.record["listed"]) == ("interrupted", False)
+    batches.fake("nmap", hosts=hosts)
+    result = batches.audit(argv=["--resume"])
+    assert result.status == 0 and result.out.startswith("3 of 3 hosts audited")

@@ -1,13 +1,13 @@
 """The man pages and README.md say what the program does; the pages are clean mdoc."""
 
 import ast
+import itertools
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -289,7 +289,7 @@ def test_the_outcomes_and_changes_of_the_page() -> None:
     found = re.findall(r"^\.It ([a-z ]+)$", section(COMMAND, "OUTCOMES"), re.M)
     assert sorted(found) == sorted(nmap_audit.OUTCOMES)
     found = re.findall(r"^\.It ([a-z ]+)$", section(COMMAND, "THE REPORT"), re.M)
-    assert sorted(found) == sorted(nmap_audit.TITLES)
+    assert sorted(found) == sorted(itertools.chain(*nmap_audit.LISTS.values()))
 
 
 def test_the_columns_of_the_csv() -> None:
@@ -336,8 +336,8 @@ def test_the_orders_of_a_rule_s_fields_are_one_rule() -> None:
     text = "group example\nip *\n" + "\n".join(lines) + "\nend group\n"
     config = nmap_audit.read_config(nmap_audit.parse_rc(text, "example.rc"), ())
     port = nmap_audit.Port(25, "tcp", "open", "smtp")
-    others = (replace(port, number=26), replace(port, protocol="udp"),
-              replace(port, state="closed"), replace(port, service="smtps"))
+    others = (port._replace(number=26), port._replace(protocol="udp"),
+              port._replace(state="closed"), port._replace(service="smtps"))
     assert len(lines) == len(config.groups[0].rules) == 3
     for rule in config.groups[0].rules:
         assert nmap_audit.accepts(rule, port.fields)

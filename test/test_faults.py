@@ -848,7 +848,7 @@ def test_R2_cut_everywhere(audit, fake, real_nmap):
     outcome = {}
     for size in [*range(0, end, 100), end - 1, end - 5, end - len(b"</nmaprun>"), end - 12, end]:
         read = nmap_audit.read_xml(io.BytesIO(whole[:size]))
-        hosts = nmap_audit.judge(read, "x", strict=True, asked="")
+        hosts = nmap_audit.judge(read, "x", "127.0.0.1")
         outcome[size] = {host.outcome for host in hosts}
         assert size == end or read.problem, size
     assert outcome.pop(end) == {"audited"}
@@ -956,7 +956,7 @@ def test_R6_the_corpus(audit, corpus):
     for row in rows:
         data = (corpus / row["file"]).read_bytes()
         read = nmap_audit.read_xml(io.BytesIO(data))
-        hosts = nmap_audit.judge(read, row["file"], strict=False, asked="")
+        hosts = nmap_audit.judge(read, row["file"])
         if row["well_formed"] == "yes" and not re.search(rb"<!ENTITY|<!DOCTYPE nmaprun [PS]", data):
             assert not read.problem.startswith("not whole: ") or b"<finished" not in data, (row["file"], read.problem)
             assert hosts or not addressed(data), row["file"]
@@ -1086,11 +1086,11 @@ group wrong fields                  #
     ip 10.0.0.999                   #24:8 999
     ip                              #25:5 ip
     ignore 25 tcp open              #26:12 four
-    ignore 25 26 open smtp          #27:12 kind
-    ignore 25 tcp udp smtp          #28:12 kind
+    ignore 25 26 open smtp          #27:12 protocol
+    ignore 25 tcp udp smtp          #28:12 state
     ignore 70000 tcp open x         #29:12 65535
     ignore 9-5 tcp open x           #30:12 backwards
-    ignore 25 tcp open a b          #31:12 kind
+    ignore 25 tcp open a b          #31:12 four
     ignore 25-30-40 tcp open x      #32:12 no port
     ignore 25 tcp open              #33:12 four
     ip 10.0.0.9-10.0.0.1            #34:8 range

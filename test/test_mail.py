@@ -327,7 +327,7 @@ def test_smtp_server_wins_over_sendmail_in_path(nights, fake, serve):
 def test_a_mail_is_seven_bits(body):
     """A server that doesn't say 8BITMIME may refuse or spoil anything else."""
     config = nmap_audit.read_config((), ())
-    data = nmap_audit.make_message(body, body, replace(config, email_to=("root",))).as_bytes()
+    data = nmap_audit.make_message(body, body, replace(config, email_to=("root",)))
     assert data.isascii() and max(map(len, data.splitlines())) < 999
     parts = list(email.message_from_bytes(data, policy=email.policy.default).iter_parts())
     assert parts[0].get_content().replace("\r\n", "\n") == body

@@ -1377,22 +1377,23 @@ KEYS_LOOKED = [f"{number}/{protocol}" for protocol in ("tcp", "udp") for number 
 def test_run_by_run_as_much_is_known_as_from_all_runs_at_once(history):
     state = {}
     for run in as_runs(history):
-        after, _ = nmap_audit.fold(state, run, ())
+        after = nmap_audit.fold(state, run)
         state = nmap_audit.read_state(json.loads(json.dumps(nmap_audit.state_json(after))))
         assert state == after
     assert state.keys() == {address for address in (A, B) if audited(history, address)}
     for address, known in state.items():
         day, last = audited(history, address)[0]
-        assert known.run_id == f"{day.replace('-', '')}-020000"
-        assert (known.name, known.os) == ("".join(last.names[:1]), "".join(last.os[:1]))
+        assert known.file == f"{day.replace('-', '')}-020000"
+        assert (known.names, known.os) == (last.names, last.os)
         heard = [hosts[address].outcome for hosts in history if address in hosts]
-        assert known.up is ([outcome for outcome in heard if outcome in ("audited", "down")][-1] == "audited")
+        assert known.outcome == [outcome for outcome in heard if outcome in ("audited", "down")][-1]
         for key in KEYS_LOOKED:
             nights = list(looks(history, address, key))
             number, _, protocol = key.partition("/")
             assert nmap_audit.looked_at(known.looked, int(number), protocol) is bool(nights)
             row = list(itertools.takewhile(lambda night: night[1] != "closed", nights))
-            assert known.ports.get(key) == ((*row[0][1:], row[-1][0]) if row else None), key
+            ports = {port.key: (port.state, port.service, port.first_seen) for port in known.ports}
+            assert ports.get(key) == ((*row[0][1:], row[-1][0]) if row else None), key
 
 
 @settings(deadline=None, max_examples=300)
@@ -1401,8 +1402,8 @@ def test_what_changed_is_what_all_runs_before_say(history):
     *before, last = history
     state = {}
     for run in as_runs(history)[:-1]:
-        state, _ = nmap_audit.fold(state, run, ())
-    _, found = nmap_audit.fold(state, as_runs(history)[-1], ())
+        state = nmap_audit.fold(state, run)
+    found = nmap_audit.find(as_runs(history)[-1], state, ())
     ports = {(each.host.address, each.port.key): each.change for each in found.findings if each.port.state
              and (each.change == "gone" or each.port.state != "closed")}
     expected = {}
@@ -1423,7 +1424,7 @@ def test_what_changed_is_what_all_runs_before_say(history):
         (address, change) for address, host in last.items() for change, true in (
             ("host new", host.outcome == "audited" and not audited(before, address)
              and (audited(before, A) or audited(before, B))),
-            ("host gone", host.outcome == "down" and state.get(address) and state[address].up)) if true}
+            ("host gone", host.outcome == "down" and address in state and state[address].outcome == "audited")) if true}
 
 
 # ---- Several scanners --------------------------------------------------------------------------

@@ -1,11 +1,11 @@
 """What always holds, tried on texts, files and findings that nobody thought of."""
 import csv
 import io
+import ipaddress
 import itertools
 import json
 import re
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -231,7 +231,7 @@ def rc_text(groups):
 
 def found(run, groups, state=None):
     read = config(rc_text(groups)).groups
-    return nmap_audit.find(run, nmap_audit.fold(state or {}, run, read)[1], read)
+    return nmap_audit.find(run, state or {}, read)
 
 
 def told(changes):
@@ -280,8 +280,8 @@ def test_accepting_every_finding_empties_the_report(run, groups):
 @given(runs())
 def test_a_port_is_told_exactly_once(run):
     changes = found(run, [])
-    assert ports_told(changes) == {(host.address, port) for host in run.hosts.values() for port in host.ports
-                                   if port.state != "closed"}
+    assert ports_told(changes) == {(host.address, port._replace(first_seen="2026-11-21"))
+                                   for host in run.hosts.values() for port in host.ports if port.state != "closed"}
 
 
 # ---- What is remembered -------------------------------------------------------------------------
@@ -322,31 +322,31 @@ def test_the_state_is_the_same_from_run_json_and_from_the_xml(several):
     with tempfile.TemporaryDirectory() as name:
         state, later = {}, Run(Path(name, "20261129-020000"), {}, {})
         for number, run in enumerate(several, 1):
-            read = store(Path(name), replace(run, hosts={address: replace(host, start=1795485600 + 86400 * number)
+            read = store(Path(name), run._replace(hosts={address: host._replace(start=1795485600 + 86400 * number)
                                                          for address, host in run.hosts.items() if host.looked}))
-            state, _ = nmap_audit.fold(state, read, ())
-            again, remarks = nmap_audit.last_told(later, ())
+            state = nmap_audit.fold(state, read)
+            again, remarks = nmap_audit.last_told(later)
             assert (again or {}) == state and not remarks
         record = {"version": 1, "status": "finished", "told": True, "nmap": [], "ips": [], "hosts": {},
                   "state": nmap_audit.state_json(state)}
         (read.folder / "run.json").write_text(json.dumps(record))
-        assert nmap_audit.last_told(later, ()) == (state, [])
+        assert nmap_audit.last_told(later) == (state, [])
 
 
 @given(ONE_AFTER_THE_OTHER)
 def test_the_state_survives_its_storage(several):
     state = {}
     for run in several:
-        state, _ = nmap_audit.fold(state, run, ())
+        state = nmap_audit.fold(state, run)
         assert nmap_audit.read_state(json.loads(json.dumps(nmap_audit.state_json(state)))) == state
 
 
 @given(runs(1), runs(2))
 def test_the_same_run_again_is_nothing_new(first, other):
-    for before in ({}, nmap_audit.fold({}, other, ())[0]):
-        state, _ = nmap_audit.fold(before, first, ())
-        again = replace(first, folder=Path("20261129-020000"))
-        after, changes = nmap_audit.fold(state, again, ())
+    for before in ({}, nmap_audit.fold({}, other)):
+        state = nmap_audit.fold(before, first)
+        again = first._replace(folder=Path("20261129-020000"))
+        after, changes = nmap_audit.fold(state, again), nmap_audit.find(again, state, ())
         audited = [each for each in changes.findings if each.host.outcome == "audited" and each.port.state != "closed"]
         assert {each.change for each in audited} <= {"standing"}
         assert {address: known.ports for address, known in after.items()} == {
@@ -355,18 +355,17 @@ def test_the_same_run_again_is_nothing_new(first, other):
 
 @given(runs(1), runs(2))
 def test_what_was_not_looked_at_is_never_gone(first, second):
-    state, _ = nmap_audit.fold({}, first, ())
-    after, changes = nmap_audit.fold(state, second, ())
+    state = nmap_audit.fold({}, first)
+    after, changes = nmap_audit.fold(state, second), nmap_audit.find(second, state, ())
     gone = {(each.host.address, each.port.key) for each in changes.findings if each.change == "gone"}
     for address, known in state.items():
         now = second.hosts.get(address, HostResult(address, "not scanned"))
-        for key in known.ports:
-            number, _, protocol = key.partition("/")
-            looked = now.outcome == "audited" and nmap_audit.looked_at(now.looked, int(number), protocol)
-            assert looked or (address, key) not in gone and after[address].ports[key] == known.ports[key]
-            listed = key in {port.key for port in now.ports if port.state != "closed"}
-            was_open = known.ports[key][0] in ("open", "open|filtered")
-            assert ((address, key) in gone) == (looked and was_open and not listed)
+        for port in known.ports:
+            looked = now.outcome == "audited" and nmap_audit.looked_at(now.looked, port.number, port.protocol)
+            assert looked or (address, port.key) not in gone and port in after[address].ports
+            listed = port.key in {each.key for each in now.ports if each.state != "closed"}
+            was_open = port.state in ("open", "open|filtered")
+            assert ((address, port.key) in gone) == (looked and was_open and not listed)
 
 
 PORT_LISTS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 5)), max_size=4)
@@ -396,6 +395,63 @@ def test_joined_port_lists_are_unions(one, two, three):
     assert nmap_audit.join_looked(joined, joined) == joined
 
 
+# ---- Keys of tags --------------------------------------------------------------------------------
+
+V4_TEXTS = st.lists(st.sampled_from("0 1 2 7 10 63 64 192 255".split()), min_size=4, max_size=4).map(".".join)
+V6_TEXTS = st.lists(st.sampled_from(["0", "1", "db8", "ffff", "2001"]), min_size=8, max_size=8).map(":".join)
+IP_TAGS = st.one_of(
+    V4_TEXTS, V6_TEXTS, FOURS, st.just("*"), st.tuples(V4_TEXTS, st.integers(0, 32)).map("{0[0]}/{0[1]}".format),
+    st.tuples(V6_TEXTS, st.integers(0, 128)).map("{0[0]}/{0[1]}".format),
+    st.lists(V4_TEXTS | V6_TEXTS, min_size=2, max_size=2).map("-".join))
+NAME_TEXTS = st.text("ab.-", max_size=9) | st.sampled_from(["mail.example.net", "MAIL", "mail-1", "a.b.example.net"])
+NAME_TAGS = st.one_of(NAME_TEXTS, st.text("ab*.-", max_size=8),
+                      st.lists(NAME_TEXTS | st.just("*"), min_size=2, max_size=4).map("".join))
+
+
+def tag_of(word, value):
+    """A tag, or None where the value is none."""
+    try:
+        return config(f"group a\n{word} {value}\nignore * * * *\nend group").groups[0].tags[0]
+    except AuditError:
+        return None
+
+
+def keeps_the_law(tag, host):
+    keys = set(nmap_audit.host_keys(host))
+    return not tag.matches(host) or not tag.keys or bool(keys & set(tag.keys))
+
+
+@given(IP_TAGS, V4_TEXTS | V6_TEXTS | st.just("fe80::1%eth0"), st.integers(-70, 70))
+@settings(max_examples=1000)
+def test_an_address_that_a_tag_matches_has_one_of_its_keys(value, address, steps):
+    if tag := tag_of("ip", value):
+        version, number, _ = nmap_audit.numeric(value.partition("-")[0].partition("/")[0])
+        near = [version(max(number + steps, 0)) for version in (ipaddress.IPv4Address, ipaddress.IPv6Address)
+                if 0 <= number + steps < 1 << 32]
+        for each in [address, *map(str, near)]:
+            assert keeps_the_law(tag, HostResult(each, "audited"))
+        assert len(tag.keys) <= 64 and (tag.keys or value == "*")
+
+
+@given(NAME_TAGS, st.lists(NAME_TEXTS, max_size=3))
+@settings(max_examples=1000)
+def test_a_name_that_a_tag_matches_has_one_of_its_keys(value, names):
+    if tag := tag_of("hostname", value):
+        for found in (names, [value.replace("*", "x")], [value.replace("*", "") + ".more"]):
+            assert keeps_the_law(tag, HostResult("192.0.2.1", "audited", names=tuple(found)))
+
+
+def test_keys_part_hosts():
+    """Of 65,536 addresses and names few are in question for a tag of one."""
+    tags = [tag_of("ip", "10.1.2.3"), tag_of("ip", "10.1.2.0/24"), tag_of("hostname", "h258"),
+            tag_of("hostname", "mail-258*"), tag_of("hostname", "*.n258.example.net")]
+    hosts = [HostResult(f"10.1.{number >> 8}.{number & 255}", "audited", names=(f"h{number}.n{number}.example.net",))
+             for number in range(1024)]
+    for tag in tags:
+        assert sum(bool(set(tag.keys) & set(nmap_audit.host_keys(host))) for host in hosts) <= 256, tag
+    assert tag_of("os", "Linux").keys == () == tag_of("ip", "*").keys == tag_of("hostname", "*a*").keys
+
+
 # ---- What is told -------------------------------------------------------------------------------
 
 HARMLESS = st.text("abcXYZ 0159.,;\"'()/_\u00e4\u20ac", max_size=20).map(str.strip)
@@ -409,7 +465,7 @@ def findings(texts):
     return st.lists(st.builds(
         lambda address, number, name, os, service, version, first_seen: Finding(
             HostResult(address, "audited", names=(name,), os=(os,)), "new",
-            Port(number, "tcp", "open", service, version), first_seen),
+            Port(number, "tcp", "open", service, version, first_seen)),
         st.just("192.0.2.1") | texts, st.integers(0, 65535), texts, texts, texts, texts, texts),
         max_size=4)
 
@@ -421,7 +477,7 @@ def rows(text):
 
 def columns(each):
     return [each.host.address, each.host.names[0], each.host.os[0], str(each.port.number), "tcp", "open",
-            each.port.service, each.port.version, "new", each.first_seen]
+            each.port.service, each.port.version, "new", each.port.first_seen]
 
 
 @given(findings(HARMLESS))
@@ -500,5 +556,5 @@ def test_any_output_is_split(data):
 def test_any_xml_is_read(data, cut):
     document = nmap_audit.read_xml(io.BytesIO(data[:cut]))
     assert document.problem or data[:cut].rstrip().endswith(b"</nmaprun>")
-    for host in nmap_audit.judge(document, "", strict=True, asked=""):
+    for host in nmap_audit.judge(document, "", "127.0.0.1"):
         assert host.outcome == "cut off" or not document.problem

@@ -200,6 +200,15 @@ def test_control_characters_lose_no_host(folder):
     assert host.names[0].startswith("m") and "\x1b" not in host.names[0]
 
 
+@pytest.mark.parametrize("before", range(7))
+def test_a_control_character_where_a_piece_of_the_file_ends(before):
+    """What is read at once may end within a reference."""
+    head, tail = (DATA / "plain.xml").read_bytes().split(b"mail.example.net")
+    padding = b"x" * (nmap_audit.PIECE - len(head) - before)
+    hosts = nmap_audit.judge(document(head + padding + b"&#x1b;" + tail), "")
+    assert [host.outcome for host in hosts] == ["audited"] and hosts[0].names[0].endswith("x?")
+
+
 def test_bytes_over_0x7f_lose_no_host(folder, process):
     """Raw Latin-1, no encoding declared: read, or cut off there; never lost and never clean in silence."""
     path = folder("raw-bytes")
@@ -228,7 +237,7 @@ def test_cut_at_every_tenth_byte():
     data = (DATA / "plain.xml").read_bytes()
     whole = len(data.rstrip()) - len("</nmaprun>")
     for size in range(0, whole, 10):
-        hosts = nmap_audit.judge(document(data[:size]), "file", strict=False, asked="")
+        hosts = nmap_audit.judge(document(data[:size]), "file")
         assert all(host.outcome == "cut off" for host in hosts), size
         if size > data.index(b"</ports>"):
             assert [port.number for port in hosts[0].ports] == [25]
@@ -241,7 +250,7 @@ def document(data):
 def test_a_large_attribute_is_read_in_bounded_time():
     """20 MB; expat before 2.6 takes a minute where it comes in small pieces."""
     data = (DATA / "plain.xml").read_bytes().replace(b"mail.example.net", b"x" * 20_000_000)
-    assert len(nmap_audit.judge(document(data), "", strict=False, asked="")[0].names[0]) == 20_000_000
+    assert len(nmap_audit.judge(document(data), "")[0].names[0]) == 20_000_000
 
 
 # ---- Whose files they are ----------------------------------------------------------------------
