@@ -433,7 +433,7 @@ def _advice(line: Line, otherwise: str) -> str:
     if odd := re.search(r"[^\x00-\x7f\w]", text):
         return f"type the {unicodedata.name(odd[0], 'character').lower()} (U+{ord(odd[0]):04X}) in it anew"
     found = (match.expand(do) for pattern, do in ADVICE if (match := re.match(pattern, text, re.IGNORECASE)))
-    return shown(next(found, otherwise), 160)
+    return shown(next(found, otherwise), 160) if line.where.line else otherwise
 def _structure(blocks: Sequence[Block]) -> Iterator[tuple[Line, str, str]]:
     names: dict[str, Line] = {}
     for (head, _), (after, _) in zip(blocks, [*blocks[1:], (None, ())]):

@@ -95,6 +95,12 @@ def test_every_ambiguous_abbreviation_is_refused(prefix):
         assert f"--{setting.lower()}" in message
 
 
+def test_what_is_wrong_with_an_option_is_told_as_such(run, rc):
+    """And not as what is wrong with a line of the file would be."""
+    result = run("--config", rc(""), "--baseline=")
+    assert result.status == 64 and "missing is the value of BASELINE; write RUN-ID|DIR" in result.err
+
+
 def test_the_tables_of_this_file_are_complete():
     names = {option.name for option in nmap_audit.OPTIONS if option.option} | {"VERSION", "HELP"}
     assert names == {*LEGACY.values(), *map(str.upper, NEW)}
