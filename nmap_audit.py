@@ -128,7 +128,7 @@ class HostResult(NamedTuple):
     looked: Looked = ()
     start: int = 0  # seconds since 1970 on the scanner's clock
     seconds: float = 0.0
-    file: str = ""
+    file: str = ""  # its XML; in a State the name of its run
     def __str__(self) -> str:
         return f"{self.address} ({self.names[0]})" if self.names else self.address
 
@@ -148,10 +148,10 @@ class Finding(NamedTuple):
     port: Port = Port(0, "", "")
     before: str = ""  # its state in the baseline
     rules: tuple[Rule, ...] = ()  # those that ignore it or, where it is missing, expect it
-    why: str = ""
+    why: str = ""  # of a host: its outcome, or clean; of a rule: that it has ended
 
 class Changes(NamedTuple):
-    """What a run says beside its baseline and, once the rules were heard, what of it they accept."""
+    """What a run says beside its baseline, with what the rules accept put apart."""
     findings: tuple[Finding, ...]
     asked: int  # hosts that were up in their last result and were asked again
     lost: int  # of those: down or failed now
@@ -164,7 +164,7 @@ Report = NamedTuple("Report", [("text", str), ("head", str), ("csv", str), ("cou
 Output = NamedTuple("Output", [("status", int), ("out", bytes), ("err", str), ("seconds", float)])
 Mistakes = dict[Where, str]  # what is wrong; what to do: one a place
 Block = tuple[Line | None, tuple[Line, ...]]  # the lines behind a head: `group NAME`, `end group NAME`, or the start
-State = Mapping[str, HostResult]  # what is remembered, by address: the ports of all its results; file: the last's run
+State = Mapping[str, HostResult]  # what is remembered, by address: the ports of all its results
 
 def gathered(pairs: Iterable[tuple[K, T]]) -> dict[K, list[T]]:
     """What comes with each key, in the order of its coming."""
@@ -238,7 +238,7 @@ def _line(node: Any, file: str) -> Line:
 
 # ---- Understanding the rc file --------------------------------------------------------------------------------------
 MOST_ADDRESSES, MOST_LETTERS = 1 << 20, 9999  # of all targets, of one target
-TAGS, RULES = ("ip", "hostname", "os"), ("ignore", "expect")
+RULES = ("ignore", "expect")
 FIELDS = {"port": "N N-M", "protocol": "tcp udp sctp ip",  # a rule's, and what they may be beside `*`
           "state": "open closed filtered unfiltered open|filtered closed|filtered", "service": "NAME"}
 SHIFTS = (8, 20, 64, 96, 128)  # an address without that many of its last bits is a key
@@ -248,7 +248,7 @@ REFUSED = re.compile(r"--?([46AFfhnRrvVdq]*[oi]|ap|resu|sty|=|$)")
 NOT_REFUSED = ("open", "osscan-guess", "osscan-limit", "iflist", "ip-options", "initial-rtt-timeout", "host-timeout",
                "noninteractive", "no-stylesheet")
 NAME = r"(?!-)(?:[\w-]+\.)*(?!0[xX])(?=[\w-]*[A-Za-z])[\w-]+\.?"  # `1234`, `0x7f.1` are addresses to resolvers
-TARGET = rf"(?a:{NAME}|[0-9*,-]+(?:\.[0-9*,-]+){{3}}|[^,\s]*:[^,\s]*)(?:/[^,\s]*)?"
+TARGET = rf"(?a:(?:{NAME}|[0-9*,-]+(?:\.[0-9*,-]+){{3}})(?:/[^,\s]*)?|[^,\s:]*:[^,\s]*)"
 def _meant(word: str, known: Iterable[str], otherwise: str = "see nmap-audit.rc(5)") -> str:
     near = [name for name in known if name.startswith(word[:5])] or difflib.get_close_matches(word, list(known), 1)
     return f"did you mean '{near[0]}'?" if near else otherwise
@@ -397,7 +397,7 @@ def read_config(blocks: Sequence[Block], options: Sequence[Line], rc_text: str =
     """The settings in force: the command line's over the file's. AuditError with all mistakes, one a line."""
     wrong, mistakes = Mistakes(), Mistakes()
     for line, what, do in _structure(blocks):
-        mistakes.setdefault(line.where, f"{what}; {_advice(line, do)}")
+        mistakes.setdefault(line.where, _told(line, what, do))
     groups = tuple(_read_group(head, lines, mistakes) for head, lines in blocks if head and head.word == "group")
     lines = [line for head, lines in blocks if not head or head.word == "end" for line in lines]
     found = gathered(_read_lines(lines, VARIABLES, mistakes))
@@ -417,8 +417,7 @@ def _read_lines(lines: Iterable[Line], words: Mapping[str, Option], mistakes: Mi
                 raise ValueError(*_stray(line, words))
             yield option, (line, option.read(line))
         except ValueError as error:
-            what, do = error.args
-            mistakes.setdefault(line.value_where if option else line.where, f"{what}; {_advice(line, do)}")
+            mistakes.setdefault(line.value_where if option else line.where, _told(line, *error.args))
 def _stray(line: Line, here: Mapping[str, Option]) -> tuple[str, str]:
     word, inside = shown(line.word, 30), here is INSIDE
     if not word:
@@ -428,12 +427,12 @@ def _stray(line: Line, here: Mapping[str, Option]) -> tuple[str, str]:
                 "variables stand above the groups, tags and rules inside one")
     return f"unknown word '{word}'", _meant(word.lower() if inside else word.upper(),
                                             [*here, "end" if inside else "GROUP"])
-def _advice(line: Line, otherwise: str) -> str:
+def _told(line: Line, what: str, do: str) -> str:
     text = f"{line.word} {line.value}"[:200].rstrip(" \t\r\f\v")
     if odd := re.search(r"[^\x00-\x7f\w]", text):
-        return f"type the {unicodedata.name(odd[0], 'character').lower()} (U+{ord(odd[0]):04X}) in it anew"
-    found = (match.expand(do) for pattern, do in ADVICE if (match := re.match(pattern, text, re.IGNORECASE)))
-    return shown(next(found, otherwise), 160) if line.where.line else otherwise
+        return f"{what}; type the {unicodedata.name(odd[0], 'character').lower()} (U+{ord(odd[0]):04X}) in it anew"
+    found = (match.expand(advice) for pattern, advice in ADVICE if (match := re.match(pattern, text, re.IGNORECASE)))
+    return f"{what}; {shown(next(found, do), 160) if line.where.line else do}"
 def _structure(blocks: Sequence[Block]) -> Iterator[tuple[Line, str, str]]:
     names: dict[str, Line] = {}
     for (head, _), (after, _) in zip(blocks, [*blocks[1:], (None, ())]):
@@ -456,7 +455,7 @@ def _folded(name: str) -> str:
     return " ".join(name.lower().split())
 def _read_group(head: Line, lines: Iterable[Line], mistakes: Mistakes) -> Group:
     before, found = len(mistakes), list(_read_lines(lines, INSIDE, mistakes))
-    tags = tuple(Tag(option.name, line.where, *value) for option, (line, value) in found if option.name in TAGS)
+    tags = tuple(Tag(option.name, line.where, *value) for option, (line, value) in found if option.name not in RULES)
     rules = tuple(Rule(option.name, value[0], line.where, head.value, value[1]) for option, (line, value) in found
                   if option.name in RULES)
     for tag in (tag for tag in tags if tag.word != tags[0].word):
@@ -547,7 +546,8 @@ def _kind(word: str) -> str:
         return "port"
     return next((kind for kind, words in FIELDS.items() if word in words.split()), "service")
 INSIDE = {name: Option(pattern, "", metavar, text, read, name=name) for name, pattern, metavar, text, read in (
-    ("ip", "[0-9A-Fa-f:.,*/-]+", "ADDRESS|SUBNET|RANGE", "like 192.0.2.25, 192.0.2.0/28, 192.0.2.1-9", _ip_tag),
+    ("ip", "(?!.*:.*-$)[0-9A-Fa-f:.,*/-]+", "ADDRESS|SUBNET|RANGE", "like 192.0.2.25, 192.0.2.0/28, 192.0.2.1-9",
+     _ip_tag),
     ("hostname", rf"{PLAIN}(?!\d+(?:\.[\d*]+){{3}}$)[^\s,:]+", "NAME", "a host's, * is any part of it", _hostname_tag),
     ("os", PLAIN + r".*\S.*", "TEXT", "a part of what nmap calls the system", _os_tag),
     *((name, PLAIN + ".+", "PORT PROTOCOL STATE SERVICE", "all four fields, * for any", _rule) for name in RULES))}
@@ -565,7 +565,7 @@ STATES = {"up": "audited", "down": "down", "unknown": "not scanned"}
 FORBIDDEN = re.compile(rb"&#(?:0*(?:[0-8]|1[1245-9]|2\d|3[01])|x0*(?:[0-8bcef]|1[\da-f]));", re.IGNORECASE)
 XML_START = re.compile(rb"(\xef\xbb\xbf|\xff\xfe|\xfe\xff)?\s*<([?!].*)?nmaprun", re.DOTALL)
 Attrs = dict[str, str]
-same_port = functools.lru_cache(maxsize=1 << 14)(Port)  # a network has many equal ports
+same_port = functools.lru_cache(maxsize=1 << 14)(Port)  # one object for equal ports
 
 def opened(words: Iterable[str]) -> bool:
     """Whether --open is among nmap's words: then hosts without open ports are not listed."""
@@ -673,7 +673,7 @@ def judge(document: Document, file: str, asked: str = "") -> list[HostResult]:
     return results
 
 def joined(earlier: HostResult, later: HostResult, *, over: bool) -> HostResult:
-    """A later result with the ports that only an earlier one lists; over: of them those that it did not look at."""
+    """A later result with the ports that an earlier one lists; over: but for those it looked at and does not list."""
     listed = {port.key for port in later.ports}
     kept = tuple(port for port in earlier.ports if port.key not in listed and not (
         over and looked_at(later.looked, port.number, port.protocol)))
@@ -717,9 +717,9 @@ def run_day(run: Run) -> str:
         return f"{run.folder.name[:4]}-{run.folder.name[4:6]}-{run.folder.name[6:8]}"
     return datetime.date.fromtimestamp(max((host.start for host in run.hosts.values()), default=0)).isoformat()
 
-def result_name(address: str) -> str:
+def result_name(address: str, ending: str = ".xml") -> str:
     """The name of an address's file: `:` and `%` of IPv6 become `_`, and so does whatever no address holds."""
-    return re.sub(r"[^0-9A-Za-z.-]", "_", address) + ".xml"
+    return re.sub(r"[^0-9A-Za-z.-]", "_", address) + ending
 
 def state_json(state: State) -> dict[str, Any]:
     """A state as run.json holds it: port lists once each, since most hosts share them."""
@@ -735,7 +735,7 @@ def read_state(data: Mapping[str, Any]) -> dict[str, HostResult]:
                                 _shared(known)["ports"], lists[known["looked"]], file=known["run"])
             for address, known in data["hosts"].items()}
 def _shared(found: dict[str, Any]) -> dict[str, Any]:
-    if "ports" in found:
+    if found.keys() >= {"ports", "looked"}:  # a host of a state, no target that is called `ports`
         found["ports"] = tuple(itertools.starmap(same_port, found["ports"]))
     return found
 
@@ -747,10 +747,11 @@ def read_record(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """A run's run.json and remarks on it; empty where it cannot be used: then the XML tells."""
     try:
         record: dict[str, Any] = json.loads((folder / "run.json").read_bytes(), object_hook=_shared)
-        usable = record["version"] == VERSION and {"told", "status", "nmap", "ips"} <= record.keys() and all(
-            note.keys() >= {"outcome", "reason", "seconds", "start"} for note in record["hosts"].values())
+        if record["version"] != VERSION or not {"told", "status", "nmap", "ips"} <= record.keys() or not all(
+                note.keys() >= {"outcome", "reason", "seconds", "start"} for note in record["hosts"].values()):
+            return {}, (f"{folder}/run.json is of another version; its XML is read instead",)
         list(map(read_state, [record.get("state", {"lists": [], "hosts": {}}), *filter(None, [record.get("before")])]))
-        return (record, ()) if usable else ({}, (f"{folder}/run.json is of another version; its XML is read instead",))
+        return record, ()
     except (OSError, ValueError, RecursionError, LookupError, AttributeError, TypeError) as error:
         remark = f"{folder}/run.json cannot be read; its XML is read instead"
         return {}, (remark,) * (not isinstance(error, FileNotFoundError))
@@ -769,10 +770,9 @@ def read_run(folder: Path, record: dict[str, Any] | None = None) -> Run:
         return Run(folder, hosts, {}, tuple(remark for _, remark in files if remark))
     hosts = {target: HostResult(target, "failed", reason) for target, reason in record.get("unresolved", {}).items()}
     for address, note in (dict.fromkeys(found) | record.get("hosts", {})).items():
-        name = result_name(address)
-        mine = [paths[each] for each in (name, name.removesuffix(".xml") + ".part") if each in paths]
+        mine = [paths[name] for name in map(result_name, [address] * 2, (".xml", ".part")) if name in paths]
         hosts[address] = _recorded(found.get(address, HostResult(address, "not scanned")), mine, note)
-    return Run(folder, hosts, record, remarks if record else (f"{folder}/run.json is lost", *remarks))
+    return Run(folder, hosts, record, remarks or (f"{folder}/run.json is lost",) * (not record))
 def _recorded(listed: HostResult, paths: Sequence[str], note: Mapping[str, Any] | None) -> HostResult:
     results = itertools.chain([listed], *(_read_file(path, listed.address)[0] for path in paths))
     host = merged(results)[listed.address]
@@ -856,7 +856,6 @@ TARGET_OPTIONS = "--?(exclude|exclude-?file|dns-servers|system-dns|6)(=.*)?"
 FILE_OPTIONS = "--?(exclude-?file|datadir|servicedb|versiondb|script-args-file)"  # their files may stand here
 NMAP_VARIABLES = ("NMAP_ARGS", "NMAP_PRIVILEGED", "NMAP_UNPRIVILEGED", "NMAPDIR")
 OUTPUT_BYTES, ERROR_BYTES, MOST_BATCH, MOST_REFUSALS = 256 << 20, 1 << 20, 256, 8
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LEAST_BATCH = {"-s[A-Z]*U": 8, "-O|-A": 13, "-sV|-sC|-A|--script": 64}  # what a process is worth, by what NMAP holds
 CUT_END = (b'<!-- nmap-audit: nmap ended %s, after it had written this host -->\n<runstats><finished exit="success"/>'
            b'<hosts up="1" down="0" total="1"/></runstats>\n</nmaprun>\n')
@@ -923,7 +922,7 @@ def run_jobs(jobs: Iterable[Job], folder: Path, workers: int) -> None:
             pid, status = os.wait()
             if ended := working.pop(pid, None):
                 places.release()
-                _stop([ended])  # its group
+                _stop([ended])  # its group; it was waited for already, which poll() knows
                 more += ended.end(os.waitstatus_to_exitcode(status))
     finally:
         _stop(working.values())
@@ -988,7 +987,7 @@ class Scanner:
     saved, total = 0.0, 0  # when run.json was last written, and how many addresses there are
     patience = float(MOST_REFUSALS)  # how often nmap may refuse a single address; once it did any work, endless
     def __init__(self, config: Config) -> None:
-        self.config, self.statuses = config, [0]
+        self.config, self.statuses, self.words = config, [0], list[str]()
         self.run = Run(Path(), {}, {})  # the one at work
     def fail(self, status: int, text: str) -> None:
         """Tells of what went wrong; of files that cannot be written, only the first."""
@@ -1010,7 +1009,7 @@ class Scanner:
         self.attempt(write_file, run.folder / "run.json", json.dumps(run.record, indent=0).encode())
     def scan_targets(self) -> None:
         """Scans each address of the target list that has no result yet, first those that took longest last time."""
-        record, self.words = self.run.record, nmap_words(self.config.nmap)
+        record = self.run.record
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)  # the kernel kills what writes without an end
         resource.setrlimit(resource.RLIMIT_FSIZE, (OUTPUT_BYTES if hard < 0 else min(hard, OUTPUT_BYTES), hard))
         try:
@@ -1066,8 +1065,8 @@ class Scanner:
                 self._keep(host, data)
         return [self._batch(rest[at:at + size], again=True) for at in reversed(range(0, len(rest), size))]
     def _keep(self, host: HostResult, data: bytes) -> None:
-        name = self.run.folder / result_name(host.address)
-        path = name if host.outcome in ("audited", "timed out") else name.with_suffix(".part")
+        ending = ".xml" if host.outcome in ("audited", "timed out") else ".part"
+        path = self.run.folder / result_name(host.address, ending)
         if host.outcome != "down" and data and not self.attempt(write_file, path, data):
             host = host._replace(outcome="failed", reason="its result could not be written")
         self.run.record["hosts"][host.address] = noted(host)
@@ -1103,9 +1102,7 @@ def last_told(run: Run) -> tuple[dict[str, HostResult] | None, list[str]]:
         return state, []
     siblings = list_runs(run.folder.parent) if RUN_ID.fullmatch(run.folder.name) else []
     for folder in reversed([each for each in siblings if each.name < run.folder.name]):
-        record, more = read_record(folder)
-        remarks += more
-        if not record:
+        if not (record := read_record(folder)[0]):  # read_run says why
             replay.append(folder)
         elif record["told"] and "state" in record:
             state = read_state(record["state"])
@@ -1126,7 +1123,7 @@ def accepts(rule: Rule, fields: Fields, day: str = "") -> bool:
     number = int(low) <= int(fields[0]) <= int(high) if dash else like(low, fields[0])
     return number and all(map(like, rule.fields[1:], fields[1:])) and rule.holds(day)
 
-@functools.lru_cache(1 << 16)
+@functools.lru_cache(maxsize=1 << 16)
 def accepting(groups: tuple[Group, ...], fields: Fields, day: str) -> tuple[Rule, ...]:
     """The rules of these groups that accept a port."""
     return tuple(rule for group in groups for port in (fields[0], "*") for rule in group.by_port.get(port, ())
@@ -1168,12 +1165,15 @@ def find(run: Run, state: State, groups: Sequence[Group]) -> Changes:
         told += [Finding(host, "host gone")] * (up and host.outcome == "down")
         if host.outcome == "audited":
             told += _events(host, known, members, day)
-            told += [Finding(host, "host new")] * bool(state and known is NOBODY)
+            new = known is NOBODY
+            told += [Finding(host, "host new")] * bool(state and new)
             called = [(each.names[:1], each.os[:1]) for each in (known, host)]
-            told += [Finding(host, "regrouped")] * (up and called[0] != called[1] and groups_of(known) != members)
+            told += [Finding(host, "regrouped")] * (not new and called[0] != called[1] and groups_of(known) != members)
     lapsing = (Finding(NOBODY, "lapsing", rules=(rule,), why=" (ended)" * (not rule.holds(day)))
                for group in groups for rule in group.rules if not rule.holds(late))
-    return Changes(tuple(told), asked, lost, tuple(ignored), tuple(lapsing))
+    return Changes(_sorted(told), asked, lost, _sorted(ignored), tuple(lapsing))
+def _sorted(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    return tuple(sorted(findings, key=lambda each: (numeric(each.host.address), each.port.protocol, each.port.number)))
 def _changed(host: HostResult, known: HostResult, day: str) -> Iterator[tuple[str, Port, str]]:
     was = {port.key: port for port in known.ports}
     for port in (port for port in host.ports if port.state != "closed"):
@@ -1270,28 +1270,25 @@ TEXTS: dict[str, Callable[[Finding], str]] = {
 def list_findings(changes: Changes) -> dict[str, list[dict[str, str]]]:
     """The findings as run.json lists them."""
     lists = {name: [each for each in changes.findings if each.change in several] for name, several in LISTS.items()}
-    return {name: [{key.lower().replace(" ", "_"): TEXTS[key](each) for key in STORED} for each in _sorted(several)]
+    return {name: [{key.lower().replace(" ", "_"): TEXTS[key](each) for key in STORED} for each in several]
             for name, several in {**lists, "ignored": changes.ignored}.items()}
 
 def make_csv(findings: Iterable[Finding], headings: bool) -> str:
     """scan_report.csv: RFC 4180, with the byte-order mark that spreadsheets want; empty where there is no row."""
-    told = [each for each in _sorted(findings) if each.port.state]
+    told = [each for each in findings if each.port.state]
     cells = ([shown(TEXTS[name](each), 1000) for name in CSV.values()] for each in told)
     rows = (["'" + cell if cell.lstrip()[:1] in FORMULA else cell for cell in row] for row in cells)  # ' makes it text
     file = io.StringIO()
     csv.writer(file).writerows(itertools.chain([CSV] * headings, rows))
     return "\ufeff" + file.getvalue() if told else ""
-def _sorted(findings: Iterable[Finding]) -> list[Finding]:
-    return sorted(findings, key=lambda each: (numeric(each.host.address), each.port.protocol, each.port.number))
-def _table(change: str, findings: Iterable[Finding], detail: str) -> Section:
+def _table(change: str, findings: Sequence[Finding], detail: str) -> Section:
     names = COLUMNS.get(change) or (*(LOW if detail == "low" else FULL), *["LINE", "GROUP"] * (change == "missing"))
-    told = _sorted(findings)
-    return f"{TITLES[change]} ({len(told)})", names, told
+    return f"{TITLES[change]} ({len(findings)})", names, findings
 def _not_audited(hosts: Iterable[HostResult]) -> Iterator[Section]:
     bad = sorted((host for host in hosts if host.outcome not in ("audited", "down")),
                  key=lambda host: (OUTCOMES.index(host.outcome), host.reason))
     for (outcome, reason), several in itertools.groupby(bad, key=lambda host: (host.outcome, host.reason)):
-        title, names, told = _table("not audited", (Finding(host, "not audited") for host in several), "")
+        title, names, told = _table("not audited", [Finding(host, "not audited") for host in several], "")
         yield f"{title}: {outcome}: {shown(reason, 400)}", names, told
 def _lay_out(head: Sequence[str], sections: Iterable[Section], foot: Sequence[str]) -> str:
     from tabulate import tabulate
@@ -1367,6 +1364,7 @@ def _to_smtp(data: bytes, config: Config) -> str:
                      for who, (code, why) in refused.items())
 
 # ---- Command line ---------------------------------------------------------------------------------------------------
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FIRST_OF = (os.EX_SOFTWARE, os.EX_IOERR, os.EX_UNAVAILABLE, 2, 1, 0)  # which of its statuses an audit ends with
 
 def show(text: str) -> bool:
@@ -1436,7 +1434,7 @@ class Audit(Scanner):
                              f"{MOST_ADDRESSES}; name those to scan")
         if len(config.folders) > 1:
             raise AuditError(os.EX_USAGE, "--dir-name: several are for --process-only; name one")
-        nmap_words(config.nmap)
+        self.words = nmap_words(config.nmap)
         if config.baseline:
             _stored(config.baseline, directory)
         with locked(directory):
@@ -1492,16 +1490,18 @@ class Audit(Scanner):
     def report(self, runs: Sequence[Run]) -> None:
         """Tells what runs say, as one; and notes that it was told of the run at work, or of a DIR-NAME's newest."""
         config, (run, changes, first) = self.config, self._view(runs)
+        self.statuses.append(2 * any(host.outcome not in ("audited", "down") for host in run.hosts.values()))
+        if config.scan_only:
+            return self.save(runs[0])
         report = make_report(run, changes, detail=config.detail, headings=not config.no_csv_headings)
         untold = [each for each in runs if each.record.get("status") == "finished" and not each.record["told"]
                   and (not config.process_only or list_runs(each.folder.parent)[-1:] == [each.folder])]
         for each in untold:
             each.record.update(list_findings(changes))
             self.save(each)
-        failed = not config.scan_only and any(map(report.counts.get, config.fail_on))
-        self.statuses += [2 * bool(report.counts["not audited"]), int(failed)]
+        self.statuses.append(int(any(map(report.counts.get, config.fail_on))))
         name = run.folder.name if untold else time.strftime("%Y%m%d-%H%M%S-processed")
-        if not config.scan_only and self._tell(report, run.folder, home(run.folder) / "unsent" / f"{name}.eml", first):
+        if self._tell(report, run.folder, home(run.folder) / "unsent" / f"{name}.eml", first):
             self._settle(untold)
     def _tell(self, report: Report, folder: Path, unsent: Path, first: bool) -> bool | None:
         config, counts = self.config, report.counts

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+import nmap_audit
+
 from labtools import wait_until
 from nights import Stored
 
@@ -421,3 +423,10 @@ def test_ended_while_nmap_lists(batches):
     batches.fake("nmap", hosts=hosts)
     result = batches.audit(argv=["--resume"])
     assert result.status == 0 and result.out.startswith("3 of 3 hosts audited")
+
+
+def test_a_name_that_is_a_word_of_run_json(batches):
+    """And that is not resolved, so that it stands there."""
+    batches.hosts(1).audit(ips=["IPS 10.0.0.1", "IPS ports"])
+    record, remarks = nmap_audit.read_record(batches.last)
+    assert record["unresolved"] == {"ports": "nmap could not resolve it"} and remarks == ()

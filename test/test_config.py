@@ -353,3 +353,13 @@ def test_a_target_in_nmap_is_refused(nmap):
     "nmap --dns-servers 192.0.2.53 -F", "nmap -sI 192.0.2.7 -F", "nmap --exclude=192.0.2.1", "nmap -p 1,2-3 -F"])
 def test_an_address_that_an_option_takes_is_fine(nmap):
     assert config(f"NMAP {nmap}").nmap == tuple(nmap.split())
+
+
+def test_half_a_range_of_ipv6_is_none():
+    with pytest.raises(nmap_audit.AuditError):
+        config("group a\nip 2001:db8::1-\nignore * * * *\nend group")
+
+
+def test_a_long_target_takes_no_time():
+    """Twice as many colons, not four times as long: this one took minutes."""
+    assert refusal("IPS " + ":" * 200_000 + " x").status == 78

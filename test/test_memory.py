@@ -1081,6 +1081,13 @@ def test_a_host_of_another_group_without_findings_stands_in_the_report(nights):
     assert "changed group" in nights.audit({A: up(names=["web.example.net"])}).report
 
 
+def test_a_host_of_another_group_that_was_down_in_between_is_told(nights):
+    nights.rules = BY_NAME
+    nights.audit({A: up(names=["mail.example.net"]), B: up()})
+    nights.audit({B: up()})
+    assert "changed group" in nights.audit({A: up(names=["web.example.net"]), B: up()}).report
+
+
 def test_the_same_groups_under_another_name_are_not_told(nights):
     nights.rules = BY_NAME
     nights.audit({A: up(names=["mail1.example.net"])})
