@@ -312,7 +312,6 @@ class Option(NamedTuple):
     many: bool = False  # repeated ones add up
     name: str = ""  # EMAIL-TO
     def read(self, line: Line) -> Any:
-        """The value that a line gives. ValueError with what is wrong and what to do."""
         if self.many and not line.value and not line.where.line:
             return ()  # `--email-to=` takes back what the file says
         try:
@@ -373,7 +372,6 @@ class Config:
     rc_text: str = ""
     @property
     def folders(self) -> tuple[Path, ...]:
-        """The directories of DIR-NAME, absolute; the first is the one that is written."""
         state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
         default = "/var/lib/nmap-audit" if os.geteuid() == 0 else os.path.join(state, "nmap-audit")
         return tuple(Path(name).absolute() for name in self.dir_name or (default,))
@@ -385,13 +383,11 @@ ADVICE = (  # what people write, tried on `WORD VALUE` of a line that is refused
     (rf"({'|'.join(option.name for option in OPTIONS if not option.variable)}|HELP|VERSION)\b",
      r"it is an option of the command line only, --\1"),
     (r"end-?group\b|(?:group|end)\b.*\{| [{}[]", "write 'group NAME', and 'end group NAME' below its rules"),
-    (r"EMAIL-TO [^,]+ [^,]+$", "write a comma between two addresses"),
     (r"(?:ignore|expect) .*(?:until|\d{4}-\d\d-\d\d)", "write the first day without the rule, like 'until 2027-03-31'"),
     (r"(?:ignore|expect) .*,", "write a rule for each, or a range N-M; no commas"),
     (r"(?:ip|hostname) .*[, ]|IPS .* ", "write one value a line"),
     (r"ip ([a-z].*)", r"write 'hostname \1'"),
-    (r"hostname ([\da-f.:*]+)$", r"write 'ip \1'"),
-    (r"NMAP .*[\"'\\]", "close its quotes as in a shell"))
+    (r"hostname ([\da-f.:*]+)$", r"write 'ip \1'"))
 
 def read_config(blocks: Sequence[Block], options: Sequence[Line], rc_text: str = "") -> Config:
     """The settings in force: the command line's over the file's. AuditError with all mistakes, one a line."""
@@ -554,8 +550,7 @@ INSIDE = {name: Option(pattern, "", metavar, text, read, name=name) for name, pa
 
 # ---- Reading a run --------------------------------------------------------------------------------------------------
 OPEN = re.compile("--?op(en?)?")  # nmap's --open hides hosts without open ports
-RUN_ID = re.compile(r"\d{8}-\d{6}")
-VERSION, TIME = 1, "%Y-%m-%dT%H:%M:%S%z"  # of run.json, and as it notes times
+RUN_ID, VERSION, TIME = re.compile(r"\d{8}-\d{6}"), 1, "%Y-%m-%dT%H:%M:%S%z"  # of run.json, and as it notes times
 PIECE = 1 << 20  # expat before 2.6 takes minutes for a large attribute that comes in small pieces
 # What is kept: elements of a host, attributes of a port (also its state's and service's).
 OF_HOST = ("host", "status", "address", "hostname", "osmatch", "osclass", "extraports", "ports", "port")
@@ -635,7 +630,7 @@ def read_xml(file: Any) -> Document:
         document.problem = f"nmap gave up: {shown(end.get('errormsg', ''), 120)}"
     return document
 def _int(text: str | None) -> int:
-    return int(text) if text and text.isascii() and text.isdigit() else 0
+    return int(text) if text and len(text) < 11 and text.isascii() and text.isdigit() else 0
 @functools.lru_cache(maxsize=1 << 14)  # a network has many equal ports
 def _port(number: str | None, protocol: str | None, state: str | None, service: str | None, *more: str | None) -> Port:
     words = *more[:2], more[2] and f"({more[2]})"
@@ -747,9 +742,10 @@ def read_record(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """A run's run.json and remarks on it; empty where it cannot be used: then the XML tells."""
     try:
         record: dict[str, Any] = json.loads((folder / "run.json").read_bytes(), object_hook=_shared)
-        if record["version"] != VERSION or not {"told", "status", "nmap", "ips"} <= record.keys() or not all(
-                note.keys() >= {"outcome", "reason", "seconds", "start"} for note in record["hosts"].values()):
+        if record["version"] != VERSION or not {"told", "status", "nmap", "ips"} <= record.keys():
             return {}, (f"{folder}/run.json is of another version; its XML is read instead",)
+        for note in record["hosts"].values():
+            OUTCOMES.index(note["outcome"]), note["reason"] + "", note["seconds"] + note["start"]
         list(map(read_state, [record.get("state", {"lists": [], "hosts": {}}), *filter(None, [record.get("before")])]))
         return record, ()
     except (OSError, ValueError, RecursionError, LookupError, AttributeError, TypeError) as error:
@@ -770,19 +766,19 @@ def read_run(folder: Path, record: dict[str, Any] | None = None) -> Run:
         return Run(folder, hosts, {}, tuple(remark for _, remark in files if remark))
     hosts = {target: HostResult(target, "failed", reason) for target, reason in record.get("unresolved", {}).items()}
     for address, note in (dict.fromkeys(found) | record.get("hosts", {})).items():
-        mine = [paths[name] for name in map(result_name, [address] * 2, (".xml", ".part")) if name in paths]
+        mine = [paths[name] for name in map(result_name, [address] * 2, (".xml", ".part")) if name in paths][:1]
         hosts[address] = _recorded(found.get(address, HostResult(address, "not scanned")), mine, note)
     return Run(folder, hosts, record, remarks or (f"{folder}/run.json is lost",) * (not record))
 def _recorded(listed: HostResult, paths: Sequence[str], note: Mapping[str, Any] | None) -> HostResult:
     results = itertools.chain([listed], *(_read_file(path, listed.address)[0] for path in paths))
     host = merged(results)[listed.address]
-    note = note or noted(host)
     if host.outcome == "not scanned":
         host = host._replace(reason="there is no result of it", file="".join(paths[-1:]))
-    elif note["start"] != host.start:
+    elif note and note["start"] != host.start:
         host = host._replace(outcome="cut off", reason="its file is not of this run", ports=())
-    said = {name: note[name] for name in ("outcome", "reason") if note["outcome"] != "audited"}
-    return host._replace(seconds=note["seconds"], **said)
+    if note and note["outcome"] != "audited":
+        host = host._replace(outcome=note["outcome"], reason=note["reason"])
+    return host._replace(seconds=note["seconds"]) if note else host
 def _read_file(path: str, asked: str = "") -> tuple[list[HostResult], str]:
     """The hosts of a file, of one of our own only the address that it is of; and what is wrong with the file."""
     try:
@@ -856,9 +852,11 @@ TARGET_OPTIONS = "--?(exclude|exclude-?file|dns-servers|system-dns|6)(=.*)?"
 FILE_OPTIONS = "--?(exclude-?file|datadir|servicedb|versiondb|script-args-file)"  # their files may stand here
 NMAP_VARIABLES = ("NMAP_ARGS", "NMAP_PRIVILEGED", "NMAP_UNPRIVILEGED", "NMAPDIR")
 OUTPUT_BYTES, ERROR_BYTES, MOST_BATCH, MOST_REFUSALS = 256 << 20, 1 << 20, 256, 8
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LEAST_BATCH = {"-s[A-Z]*U": 8, "-O|-A": 13, "-sV|-sC|-A|--script": 64}  # what a process is worth, by what NMAP holds
 CUT_END = (b'<!-- nmap-audit: nmap ended %s, after it had written this host -->\n<runstats><finished exit="success"/>'
            b'<hosts up="1" down="0" total="1"/></runstats>\n</nmaprun>\n')
+HINT = re.compile(rb"<hosthint>.*?</hosthint>\s*", re.DOTALL)  # there is one for each host of a batch
 HOST_ELEMENT = re.compile(rb"<host[ >].*?</host>\s*", re.DOTALL)  # nmap escapes every < that is no tag's
 # A command, and what is done with what it leaves: that gives the jobs that come of it, if any.
 Job = NamedTuple("Job", [("words", Sequence[str]), ("done", Callable[[Output], Sequence[Any] | None])])
@@ -887,16 +885,21 @@ def list_words(words: Sequence[str]) -> list[str]:
 
 class Nmap(subprocess.Popen[bytes]):
     """A job's command at work. It writes to files without a name: whatever ends it, what it wrote by then is there."""
-    def __init__(self, job: Job, folder: Path) -> None:
+    def __init__(self, job: Job, folder: Path, working: dict[int, Nmap]) -> None:
         self.job, self.started = job, time.monotonic()
         self.files = tempfile.TemporaryFile(dir=folder), tempfile.TemporaryFile(dir=folder)
         env = {name: value for name, value in os.environ.items() if name not in NMAP_VARIABLES}
         # A kill -9 of this program must end nmap too, and only the kernel is left to see to that.
         guard = [setpriv, "--pdeathsig", "KILL"] if (setpriv := find_program("setpriv")) else []
-        super().__init__([*guard, *job.words], stdin=subprocess.DEVNULL, stdout=self.files[0], stderr=self.files[1],
-                         env=env, cwd="/", start_new_session=True)  # no stranger's script lies in /
+        free = functools.partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # else one ends us when it is started and not yet known
+        try:
+            super().__init__([*guard, *job.words], stdin=subprocess.DEVNULL, stdout=self.files[0], stderr=self.files[1],
+                             env=env, cwd="/", start_new_session=True, preexec_fn=free)  # no stranger's script is in /
+            working[self.pid] = self
+        finally:
+            free()
     def end(self, status: int) -> Sequence[Job]:
-        """What comes of the job, once its command has ended with this status."""
         with self.files[0] as out, self.files[1] as err:
             out.seek(0)
             err.seek(max(0, err.seek(0, os.SEEK_END) - ERROR_BYTES))
@@ -911,8 +914,7 @@ def run_jobs(jobs: Iterable[Job], folder: Path, workers: int) -> None:
         while True:
             while (job := more.pop() if more else next(fresh, None)) and places.acquire(blocking=False):
                 try:
-                    nmap = Nmap(job, folder)
-                    working[nmap.pid] = nmap
+                    Nmap(job, folder, working)
                 except OSError as error:
                     places.release()
                     more += job.done(Output(os.EX_OSERR, b"", str(error), 0)) or ()
@@ -922,33 +924,37 @@ def run_jobs(jobs: Iterable[Job], folder: Path, workers: int) -> None:
             pid, status = os.wait()
             if ended := working.pop(pid, None):
                 places.release()
-                _stop([ended])  # its group; it was waited for already, which poll() knows
+                _stop([ended], 0)  # its group, which may still write
                 more += ended.end(os.waitstatus_to_exitcode(status))
     finally:
         _stop(working.values())
         for nmap in working.values():
             nmap.end(-signal.SIGTERM)
-def _stop(processes: Collection[Nmap]) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for process in processes:
-            with contextlib.suppress(OSError):
-                os.killpg(process.pid, number)
-        until = time.monotonic() + 2
-        while any(process.poll() is None for process in processes) and time.monotonic() < until:
+def _stop(processes: Collection[Nmap], *first: int) -> None:
+    for number in (*first, signal.SIGTERM, signal.SIGKILL):
+        until, sent = time.monotonic() + 2, [_signal(process, number) for process in processes]
+        while any(sent) and time.monotonic() < until:
             time.sleep(0.02)
+            sent = [process.poll() is None or number == 0 and _signal(process, 0) for process in processes]
+def _signal(process: Nmap, number: int) -> bool:
+    with contextlib.suppress(OSError):  # there is nobody in its group any more
+        os.killpg(process.pid, number)
+        return process.poll() is None or number == 0
+    return False
 
 def split_hosts(out: bytes, end: bytes = b"") -> list[bytes]:
     """A batch's output as a document a host, each element byte for byte, and one without; `end` where there is none."""
     spans = [match.span() for match in HOST_ELEMENT.finditer(out)]
-    head, tail = (out[:spans[0][0]], out[spans[-1][1]:]) if spans else (out, b"")
+    head, tail = (HINT.sub(b"", out[:spans[0][0]]), out[spans[-1][1]:]) if spans else (out, b"")
     ending = tail if b"<finished" in tail or not end else end
     return [*(head + out[start:stop] + ending for start, stop in spans), head + tail]
 
 def batch_results(output: Output, batch: Sequence[str]) -> Iterator[tuple[HostResult, bytes]]:
     """The outcome of each address of a batch, with the document that shows it (empty: there is none)."""
     found, strange = dict[str, tuple[HostResult, bytes]](), ""
+    signals = {each.value: each.name for each in signal.Signals}  # without the real-time ones
     how = f"with status {output.status}" if output.status >= 0 else (
-        f"by {signal.Signals(-output.status).name} ({signal.strsignal(-output.status)})")
+        f"by {signals.get(-output.status, -output.status)} ({signal.strsignal(-output.status)})")
     for data in split_hosts(output.out, CUT_END % how.encode() if len(batch) > 1 else b""):
         rest = read_xml(io.BytesIO(data))
         for host in judge(rest, "", batch[0]) if rest.hosts or not found else []:
@@ -987,10 +993,8 @@ class Scanner:
     saved, total = 0.0, 0  # when run.json was last written, and how many addresses there are
     patience = float(MOST_REFUSALS)  # how often nmap may refuse a single address; once it did any work, endless
     def __init__(self, config: Config) -> None:
-        self.config, self.statuses, self.words = config, [0], list[str]()
-        self.run = Run(Path(), {}, {})  # the one at work
+        self.config, self.statuses, self.words, self.run = config, [0], list[str](), Run(Path(), {}, {})
     def fail(self, status: int, text: str) -> None:
-        """Tells of what went wrong; of files that cannot be written, only the first."""
         if status != os.EX_IOERR or status not in self.statuses:
             complain(text)
         self.statuses.append(status)
@@ -1005,7 +1009,6 @@ class Scanner:
                       "kept is told again")
         return None
     def save(self, run: Run) -> None:
-        """Writes run.json as it stands, old or new but never half."""
         self.attempt(write_file, run.folder / "run.json", json.dumps(run.record, indent=0).encode())
     def scan_targets(self) -> None:
         """Scans each address of the target list that has no result yet, first those that took longest last time."""
@@ -1018,7 +1021,7 @@ class Scanner:
             if not (hosts := read_run(self.run.folder, record).hosts):
                 raise AuditError(os.EX_CONFIG, f"{self.config.ips_where}: every address of IPS is excluded; change one")
             self.total = len(hosts) - len(record["unresolved"])
-            self._scan([host.address for host in hosts.values() if host.outcome == "not scanned"])
+            self._scan([address for address in hosts if address not in record["hosts"] | record["unresolved"]])
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
             record["status"] = "interrupted"  # it will be finished when its report is made
@@ -1115,7 +1118,6 @@ def last_told(run: Run) -> tuple[dict[str, HostResult] | None, list[str]]:
 
 # ---- Filtering ------------------------------------------------------------------------------------------------------
 PORT_CHANGES = ("new", "changed", "first look", "standing")
-LAPSE_DAYS = 14  # before its end a rule is named
 
 def accepts(rule: Rule, fields: Fields, day: str = "") -> bool:
     """Whether all four fields of a rule match those of a port, and it holds on a day."""
@@ -1152,7 +1154,7 @@ def met(rule: Rule, host: HostResult) -> bool:
 def find(run: Run, state: State, groups: Sequence[Group]) -> Changes:
     """What a run says beside what is remembered, with what any rule of any group accepts put apart."""
     day, groups_of = run_day(run), index(groups)
-    late = str(datetime.date.fromisoformat(day) + datetime.timedelta(days=LAPSE_DAYS))
+    late = str(datetime.date.fromisoformat(day) + datetime.timedelta(days=14))  # rules that end by then are named
     told, ignored, asked, lost = list[Finding](), list[Finding](), 0, 0
     for host in run.hosts.values():
         known, members = state.get(host.address, NOBODY), groups_of(host)
@@ -1210,7 +1212,6 @@ COLUMNS = {"ignored": (*LOW, "LINE", "GROUP"), "host gone": ("HOST",), "host new
            "host": ("HOST", "OUTCOME", "SECONDS", "FILE")}  # of others LOW or FULL
 CSV = {"IP": "ADDRESS", "Hostname": "NAME", "OS": "OS", "Port": "PORT", "Protocol": "PROTOCOL", "State": "STATE",
        "Service": "SERVICE", "Version": "VERSION", "Change": "CHANGE", "First Seen": "FIRST SEEN"}
-STORED = (*CSV.values(), "BEFORE", "LINE", "GROUP")  # in run.json
 WIDE = "[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6]"
 FORMULA = tuple("=+-@|%\uff1d\uff0b\uff0d\uff20")  # what a formula begins with
 WIDTHS = {"NAME": 40, "OS": 30, "SERVICE": 24, "VERSION": 40, "GROUP": 30, "FILE": 4096}
@@ -1270,7 +1271,8 @@ TEXTS: dict[str, Callable[[Finding], str]] = {
 def list_findings(changes: Changes) -> dict[str, list[dict[str, str]]]:
     """The findings as run.json lists them."""
     lists = {name: [each for each in changes.findings if each.change in several] for name, several in LISTS.items()}
-    return {name: [{key.lower().replace(" ", "_"): TEXTS[key](each) for key in STORED} for each in several]
+    keys = (*CSV.values(), "BEFORE", "LINE", "GROUP")
+    return {name: [{key.lower().replace(" ", "_"): TEXTS[key](each) for key in keys} for each in several]
             for name, several in {**lists, "ignored": changes.ignored}.items()}
 
 def make_csv(findings: Iterable[Finding], headings: bool) -> str:
@@ -1364,7 +1366,6 @@ def _to_smtp(data: bytes, config: Config) -> str:
                      for who, (code, why) in refused.items())
 
 # ---- Command line ---------------------------------------------------------------------------------------------------
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FIRST_OF = (os.EX_SOFTWARE, os.EX_IOERR, os.EX_UNAVAILABLE, 2, 1, 0)  # which of its statuses an audit ends with
 
 def show(text: str) -> bool:
@@ -1427,7 +1428,6 @@ def catch_signals() -> None:
 class Audit(Scanner):
     """What the command line asks for: a scan, a report, or both."""
     def scan(self, argv: Sequence[str]) -> None:
-        """A scan and, without --scan-only, its report."""
         config, directory = self.config, self.config.folders[0]
         if not config.ips or sum(map(count_addresses, config.ips)) > MOST_ADDRESSES:
             raise AuditError(os.EX_CONFIG, f"{config.ips_where or config.config}: IPS names no address, or more than "

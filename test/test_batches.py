@@ -20,6 +20,7 @@ from labtools import wait_until
 from nights import Stored
 
 ELEMENT = re.compile(rb"<host[ >].*?</host>\n", re.DOTALL)
+HINT = re.compile(rb"<hosthint>.*?</hosthint>\n", re.DOTALL)       # of all hosts of a batch, so of others
 HOST = {"ports": [[25, "tcp", "open", "smtp"]]}
 # Between the program and nmap: keeps what each scan wrote, byte for byte, and hands it on.
 KEEP = """#!/bin/sh
@@ -173,7 +174,7 @@ def test_a_document_is_the_head_the_element_and_the_end_byte_for_byte(batches, t
     documents, seen = batches.documents(), set()
     for path in (tmp_path / "raw").iterdir():
         elements = list(ELEMENT.finditer(whole := path.read_bytes()))
-        head, end = whole[:elements[0].start()], whole[elements[-1].end():]
+        head, end = HINT.sub(b"", whole[:elements[0].start()]), whole[elements[-1].end():]
         assert end.endswith(b"</nmaprun>\n")
         for element in elements:
             if b'<status state="up"' in element[0]:
@@ -430,3 +431,70 @@ def test_a_name_that_is_a_word_of_run_json(batches):
     batches.hosts(1).audit(ips=["IPS 10.0.0.1", "IPS ports"])
     record, remarks = nmap_audit.read_record(batches.last)
     assert record["unresolved"] == {"ports": "nmap could not resolve it"} and remarks == ()
+
+
+# ---- What comes in between ---------------------------------------------------------------------
+
+def test_a_signal_while_processes_start_leaves_none(batches, tmp_path):
+    """Also none that another command started, as ssh, sudo and srun do."""
+    batches.hosts(60)
+    batches.fake("wrapper", text='#!/bin/sh\n"$@"\nexit $?\n')
+    batches.fake("slow", text=f'#!/bin/sh\ncase " $* " in *" -sL "*) exec "$@" ;; esac\necho $$ >> {tmp_path}/at\n'
+                 'exec sleep 30\n')
+    for number in range(6):
+        (tmp_path / "at").write_text("")
+        process = batches.start("--config", batches.config("NMAP wrapper slow nmap", "BATCH 1", "MAX-THREADS 60"))
+        wait_until(lambda: (tmp_path / "at").read_text(), 20, "the first process")
+        time.sleep(number / 60)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) in (143, -15)
+        left = (tmp_path / "at").read_text().split()
+        wait_until(lambda: not any(alive({"pid": pid}) for pid in left), 3, "all are gone")
+
+
+def test_a_wrapper_that_ends_before_its_last_writer(batches):
+    batches.hosts(3).fake("log", text='#!/bin/bash\nexec > >(sleep 0.3; cat)\n"$@"\n')
+    assert batches.audit("NMAP log nmap -F", "BATCH 1").status == 0
+    assert batches.ports == expected(batches)
+
+
+def test_a_signal_without_a_name(batches):
+    batches.hosts(2, {"10.0.0.2": {"kill": 40}})
+    result = batches.audit("BATCH 1")
+    assert result.status == 2 and "nmap ended by 40 (Real-time signal 6)" in result.out
+    assert batches.outcomes == {"10.0.0.1": "audited", "10.0.0.2": "failed"}
+
+
+@pytest.mark.parametrize("fault", ({"lost": 1}, {"timedout": True}, {"kill": 9, "here": True, "half": True}))
+def test_resume_scans_all_that_has_no_whole_result(batches, fault):
+    """Also what has a result that is not whole."""
+    batches.hosts(2, {"10.0.0.1": fault, "10.0.0.2": {"sleep": 60}})
+    process = batches.start("--config", batches.config("BATCH 1", "MAX-THREADS 2"))
+    wait_until(lambda: list(batches.state.glob("*/10.0.0.1.*")), 20, "the first result")
+    process.send_signal(signal.SIGTERM)
+    process.wait(20)
+    batches.hosts(2)
+    result = batches.audit("BATCH 1", "MAX-THREADS 2", argv=["--resume"])
+    assert result.status == 0 and batches.ports == expected(batches)
+
+
+def test_a_document_holds_no_hint_of_other_hosts(batches):
+    """There is one for each host of a batch, so they would grow with its square."""
+    hosts = {f"10.0.1.{at}": {**HOST, "mac": "00:00:5e:00:53:01"} for at in range(1, 4)}
+    batches.hosts(1, **hosts)
+    batches.addresses += hosts
+    assert batches.audit("BATCH 9").status == 0
+    assert not [path for path in batches.last.glob("10*.xml") if b"<hosthint" in path.read_bytes()]
+
+
+@pytest.mark.parametrize("key, value", (("seconds", "12"), ("seconds", None), ("seconds", [1]), ("outcome", "zzz"),
+                                        ("outcome", None), ("outcome", []), ("reason", 5), ("start", "x")))
+def test_a_damaged_note_of_a_host(batches, key, value):
+    """The run's XML is read instead; the next run is none the worse."""
+    batches.hosts(2).audit("BATCH 1")
+    record = batches.record
+    record["hosts"]["10.0.0.1"][key] = value
+    (batches.last / "run.json").write_text(json.dumps(record))
+    damaged = batches.last
+    assert batches.audit("BATCH 1", argv=["--process-only", "--detail", "high"]).status == 0
+    assert batches.audit("BATCH 1").status == 0 and batches.last != damaged
