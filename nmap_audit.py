@@ -17,6 +17,7 @@ import difflib
 import fcntl
 import fnmatch
 import functools
+import gc
 import io
 import ipaddress
 import itertools
@@ -131,7 +132,6 @@ class HostResult(NamedTuple):
     file: str = ""  # its XML; in a State the name of its run
     def __str__(self) -> str:
         return f"{self.address} ({self.names[0]})" if self.names else self.address
-
 NOBODY = HostResult("", "")
 
 class Run(NamedTuple):
@@ -1560,6 +1560,7 @@ def _stored(name: str | Path, directory: Path = Path()) -> Run:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program with these arguments (None: the command line's): its exit status. A signal is a SystemExit."""
     os.umask(0o077)
+    gc.set_threshold(100_000)  # there are many values and few cycles
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except AuditError as error:
