@@ -903,8 +903,8 @@ class Nmap(subprocess.Popen[bytes]):
         with self.files[0] as out, self.files[1] as err:
             out.seek(0)
             err.seek(max(0, err.seek(0, os.SEEK_END) - ERROR_BYTES))
-            said, seconds = err.read().decode("utf-8", "replace"), time.monotonic() - self.started
-            return self.job.done(Output(status, out.read(), said, seconds)) or ()
+            self.returncode, said = status, err.read().decode("utf-8", "replace")
+            return self.job.done(Output(status, out.read(), said, time.monotonic() - self.started)) or ()
 
 def run_jobs(jobs: Iterable[Job], folder: Path, workers: int) -> None:
     """Runs commands, so many at once, those that come of others first; nothing of them is left running, ever."""
