@@ -340,7 +340,7 @@ class Config:
     """The settings in force, each field with the option that sets it; then what the rc file says beside them."""
     config: str = _opt("", TEXT, "settings", "FILE", "the rc file; always needed", variable=False)
     ips: Texts = _opt((), TEXT, "scanning", "TARGETS", "addresses, subnets, names", _targets, many=True)
-    nmap: Texts = _opt(("nmap", "-F"), rf"(?=.*\w){PLAIN}{TEXT}", "scanning", "CMD", "nmap -F, or another", _nmap)
+    nmap: Texts = _opt(("nmap", "-F"), rf"(?=.*\w){PLAIN}{TEXT}", "scanning", "CMD", "nmap's words, quoted", _nmap)
     max_threads: int = _opt(10, "[1-9][0-9]{0,8}", "scanning", "N", "processes at a time: a whole number from 1", int)
     batch: int = _opt(0, "(?i:auto)|[1-9][0-9]{0,8}", "scanning", "N|auto", "addresses for one process: N, or auto",
                       lambda text: int(text) if text.isdigit() else 0)
