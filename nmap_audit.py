@@ -1011,7 +1011,7 @@ class Scanner:
     def save(self, run: Run) -> None:
         self.attempt(write_file, run.folder / "run.json", json.dumps(run.record, indent=0).encode())
     def scan_targets(self) -> None:
-        """Scans each address of the target list that has no result yet, first those that took longest last time."""
+        """Scans each address of the target list that has no whole result, first those that took longest last time."""
         record = self.run.record
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)  # the kernel kills what writes without an end
         resource.setrlimit(resource.RLIMIT_FSIZE, (OUTPUT_BYTES if hard < 0 else min(hard, OUTPUT_BYTES), hard))
@@ -1021,7 +1021,7 @@ class Scanner:
             if not (hosts := read_run(self.run.folder, record).hosts):
                 raise AuditError(os.EX_CONFIG, f"{self.config.ips_where}: every address of IPS is excluded; change one")
             self.total = len(hosts) - len(record["unresolved"])
-            self._scan([address for address in hosts if address not in record["hosts"] | record["unresolved"]])
+            self._scan([each for each in hosts if each not in record["hosts"] and each not in record["unresolved"]])
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
             record["status"] = "interrupted"  # it will be finished when its report is made
