@@ -15,8 +15,12 @@ import datetime
 import io
 import json
 import shutil
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
+
+import nmap_audit
 
 FIRST_DAY = datetime.date(2031, 3, 1)       # a day after any on which the tests run
 
@@ -68,6 +72,14 @@ class Stored:
     @property
     def outcomes(self):
         return {address: note["outcome"] for address, note in self.record["hosts"].items()}
+
+
+def stored(state):
+    """A state as it comes back from a run.json."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name, "run.json").write_bytes(nmap_audit.record_json({
+            "version": 1, "told": True, "status": "finished", "nmap": [], "ips": [], "hosts": {}, "state": state}))
+        return nmap_audit.read_record(Path(name))["state"]
 
 
 class Nights:
@@ -153,3 +165,12 @@ def tables(report):
         if len(lines) > 2 and set(lines[1]) <= {"-", " "}:
             found[title] = [line.split("  ")[0].strip() for line in lines[2:]]
     return found
+
+
+def sorted_out(findings):
+    """Findings by what becomes of them: those that are told, those that rules accept, near misses, rules that lapse."""
+    other = {"ignored": [], "near": [], "lapsing": [], "host": [], "not audited": []}
+    told = [each for each in findings if each.table not in other]
+    for each in findings:
+        other.get(each.table, []).append(each)
+    return SimpleNamespace(findings=told, **{name.replace(" ", "_"): several for name, several in other.items()})

@@ -18,7 +18,8 @@ LEGACY = {**SWITCHES, **{name: name.upper() for name in VALUES}}
 POSITIVE = {"csv": "NO-CSV", "human": "NO-HUMAN", "csv-headings": "NO-CSV-HEADINGS"}
 NEW = {"resume": ["--resume", "20261124-020000"], "tell": ["--tell", "always"], "batch": ["--batch", "7"],
        "keep-runs": ["--keep-runs", "9"], "baseline": ["--baseline", "20261124-020000"],
-       "fail-on": ["--fail-on", "new,gone"]}
+       "fail-on": ["--fail-on", "new,gone"], "why": ["--why", "10.0.0.1:25/tcp"], "accept": ["--accept", "25/tcp"]}
+NEW_SWITCHES = ("unused-rules",)
 XML = """<?xml version="1.0"?>
 <!DOCTYPE nmaprun>
 <nmaprun scanner="nmap" start="1795485600" version="7.93"><scaninfo type="syn" protocol="tcp" numservices="2"
@@ -98,23 +99,30 @@ def test_every_ambiguous_abbreviation_is_refused(prefix):
 def test_what_is_wrong_with_an_option_is_told_as_such(run, rc):
     """And not as what is wrong with a line of the file would be."""
     result = run("--config", rc(""), "--baseline=")
-    assert result.status == 64 and "missing is the value of BASELINE; write RUN-ID|DIR" in result.err
+    assert result.status == 64 and "'' cannot be BASELINE; write RUN-ID|DIR" in result.err
 
 
 def test_the_tables_of_this_file_are_complete():
     names = {option.name for option in nmap_audit.OPTIONS if option.option} | {"VERSION", "HELP"}
-    assert names == {*LEGACY.values(), *map(str.upper, NEW)}
+    assert names == {*LEGACY.values(), *map(str.upper, NEW), *map(str.upper, NEW_SWITCHES)}
 
 
 def test_no_new_option_begins_as_a_legacy_one_does():
     assert {name[0] for name in LEGACY} == set("cdehimnpqsv")
-    assert not {name[0] for name in NEW} & set("cdehimnpqsv")
+    assert not {name[0] for name in (*NEW, *NEW_SWITCHES)} & set("cdehimnpqsv")
 
 
 @pytest.mark.parametrize("name", NEW)
 def test_every_new_option(name):
     assert read(*NEW[name]) == [(name.upper(), NEW[name][1])]
     assert read(f"-{name.upper()}={NEW[name][1]}") == [(name.upper(), NEW[name][1])]
+
+
+@pytest.mark.parametrize("name", NEW_SWITCHES)
+def test_every_new_switch(name):
+    for spelling in (f"--{name}", f"-{name.upper()}"):
+        assert read(spelling) == [(name.upper(), "")]
+        assert refused(f"{spelling}=1")
 
 
 @pytest.mark.parametrize("argv, settings", [
@@ -180,6 +188,7 @@ def test_a_word_that_looks_like_an_option_is_no_value_of_another(argv):
 @pytest.mark.parametrize("argv, settings", [
     (["--resume"], [("RESUME", "")]), (["--resume", "--quiet"], [("RESUME", ""), ("QUIET", "")]),
     (["--resume", "20261124-020000", "--quiet"], [("RESUME", "20261124-020000"), ("QUIET", "")]),
+    (["--accept", "-q"], [("ACCEPT", ""), ("QUIET", "")]), (["--accept"], [("ACCEPT", "")]),
     (["--resume="], [("RESUME", "")]), (["-res=20261124-020000"], [("RESUME", "20261124-020000")])])
 def test_a_value_that_may_be_left_out(argv, settings):
     assert read(*argv) == settings
@@ -232,7 +241,7 @@ def test_help(run, argv):
     assert len(headings) >= 3 and len(lines) <= 60
     entries = re.findall(r"^  (--[a-z-]+)", result.out, re.M)
     assert sorted(entries) == sorted({f"--{setting.lower()}" for setting in LEGACY.values()}
-                                     | {f"--{name}" for name in NEW})
+                                     | {f"--{name}" for name in (*NEW, *NEW_SWITCHES)})
 
 
 @pytest.mark.parametrize("argv", [["--version"], ["-v"], ["-Version"], ["--config", "missing", "--version"]])
@@ -374,3 +383,13 @@ def test_other_refusals(run, rc, fake, tmp_path, argv, status, says):
     (tmp_path / "other" / "notes.txt").write_text("nothing of nmap's")
     rc("IPS 127.0.0.1")
     assert says in one_line(run("--config", "nmap-audit.rc", *argv), status)
+
+
+@pytest.mark.parametrize("word, option", [("SCAN-ONLY", "--process-only"), ("PROCESS-ONLY", "--scan-only")])
+def test_a_half_on_the_command_line_wins_over_the_other_in_the_file(rc, fake, run, tmp_path, word, option):
+    nmap = fake("nmap", hosts={"10.0.0.1": {"ports": [[25, "tcp", "open"]]}})
+    argv = ["--config", rc(f"IPS 10.0.0.1\n{word}\n"), "--dir-name", tmp_path / "runs"]
+    assert run("--config", rc("IPS 10.0.0.1\n"), "--dir-name", tmp_path / "runs").status == 0
+    before = len(nmap.calls)
+    assert run(*argv, option).status == 0
+    assert (len(nmap.calls) > before) is (option == "--scan-only")

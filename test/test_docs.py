@@ -1,7 +1,6 @@
 """The man pages and README.md say what the program does; the pages are clean mdoc."""
 
 import ast
-import itertools
 import json
 import os
 import re
@@ -246,8 +245,9 @@ def host(address: str, outcome: str = "audited", reason: str = "", **more) -> nm
 def made(folder: str, hosts: list, findings: list, ignored=()) -> str:
     """A report at DETAIL low, as the program makes it."""
     run = nmap_audit.Run(Path(folder), {each.address: each for each in hosts}, {})
-    changes = nmap_audit.Changes(tuple(findings), 0, 0, tuple(ignored))
-    return nmap_audit.make_report(run, changes, detail="low", headings=True).text
+    told = [*findings, *ignored, *(nmap_audit.Finding(each, "host") for each in hosts),
+            *(nmap_audit.Finding(each, "not audited") for each in hosts if each.outcome not in ("audited", "down"))]
+    return nmap_audit.make_report(run, told, nmap_audit.Config()).text
 
 
 def test_the_report_of_the_page_is_one_of_the_program() -> None:
@@ -289,7 +289,7 @@ def test_the_outcomes_and_changes_of_the_page() -> None:
     found = re.findall(r"^\.It ([a-z ]+)$", section(COMMAND, "OUTCOMES"), re.M)
     assert sorted(found) == sorted(nmap_audit.OUTCOMES)
     found = re.findall(r"^\.It ([a-z ]+)$", section(COMMAND, "THE REPORT"), re.M)
-    assert sorted(found) == sorted(itertools.chain(*nmap_audit.LISTS.values()))
+    assert sorted(found) == sorted(nmap_audit.LISTS.keys() - {"ignored"})
 
 
 def test_the_columns_of_the_csv() -> None:
@@ -301,6 +301,58 @@ def test_the_example_has_the_documented_keys() -> None:
     before = COMMAND.read_text().split(".Ss The file run.json\n")[1].split('.\\" BEGIN')[0]
     heads = re.findall(r"^\.It Cm (.*)$", before, re.M)
     assert sorted(key for head in heads for key in head.split(" , ")) == sorted(example())
+
+
+# ---- The worked example -------------------------------------------------------------------------
+
+PROMPTED = "(?:nmap-audit|cut)"     # what a command of it begins with, behind the prompt
+
+
+def network() -> dict[str, object]:
+    """The hosts of `Growing the filter`, for the fake nmap."""
+    rpc = ((135, "tcp", "open", "msrpc"), (139, "tcp", "open", "netbios-ssn"), (445, "tcp", "open", "microsoft-ds"),
+           (137, "udp", "open", "netbios-ns"), (138, "udp", "open|filtered", "netbios-dgm"))
+    isakmp, mysql = (500, "udp", "open|filtered", "isakmp"), (3306, "tcp", "open", "mysql")
+    unix, mail = [(22, "tcp", "open", "ssh"), (123, "udp", "open", "ntp")], (25, "tcp", "open", "smtp")
+    web, snmp = [(80, "tcp", "open", "http"), (443, "tcp", "open", "https")], (161, "udp", "open", "snmp")
+    printer = ((515, "tcp", "open", "printer"), (9100, "tcp", "open", "jetdirect"), snmp)
+    server, desktop = "Microsoft Windows 2000 Server SP4", "Microsoft Windows 10 1607"
+    kinds = [("win", 10, 10, (server, "Microsoft", "Windows"), [*rpc, isakmp]),
+             ("app", 32, 12, ("Linux 5.4", "Linux", "Linux"), unix),
+             ("mail", 25, 2, ("Linux 5.4", "Linux", "Linux"), [*unix, mail, (993, "tcp", "open", "imaps")]),
+             ("web", 80, 3, ("Linux 5.4", "Linux", "Linux"), unix + web),
+             ("printer", 96, 4, ("HP LaserJet printer", "HP", "embedded"), printer),
+             ("pc", 128, 24, (desktop, "Microsoft", "Windows"), rpc)]
+    more = {"web3": [snmp], "pc17": [mysql]}
+    named = ((first + at, f"{kind}{at + 1}", system, ports) for kind, first, count, system, ports in kinds
+             for at in range(count))
+    return {f"192.0.2.{number}": up(*ports, *more.get(name, ()), names=[f"{name}.example.net"],
+                                    os=[[system[0], 98, *system[1:]]]) for number, name, system, ports in named}
+
+
+def test_the_filter_grows_as_the_page_says(rc, fake, tmp_path) -> None:
+    """Each display is a piece of the rc file, or commands with what they print; [...] stands for the rest."""
+    fake("nmap", hosts=network())
+    fake("nmap-audit", text=f'#!/bin/sh\nexec {sys.executable} {ROOT / "nmap_audit.py"} "$@"\n')
+    path = rc(f"IPS 192.0.2.0/24\nNMAP nmap -sS -sU -O -F\nDIR-NAME {tmp_path}/runs\n")
+    text = section(COMMAND, "EXAMPLES").partition(".Ss Growing the filter\n")[2].partition(".Ss ")[0]
+    shown, counts = re.findall(r"^\.Bd -literal\n(.*?)^\.Ed$", literal(text), re.M | re.S), []
+    for display in shown:
+        if display.startswith("group "):
+            with path.open("a") as file:            # the rule still holds when this runs
+                file.write(re.sub(r"\d{4}-\d\d-\d\d", "2099-12-31", display))
+            continue
+        for command, expected in re.findall(rf"^# ({PROMPTED}\b.*(?:\n {{6}}.*)*)\n((?:(?!# {PROMPTED}).*\n)*)",
+                                            display, re.M):
+            command = command.replace("/etc/nmap-audit.rc", str(path))
+            command = command.replace("/var/lib/nmap-audit", f"{tmp_path}/runs")
+            done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+            real, expected = (re.sub(r"\d{8}-\d{6}", "RUN-ID", re.sub(r"\d{4}-\d\d-\d\d", "DATE", each)) for each in
+                              (done.stdout.replace(f"{tmp_path}/runs", "/var/lib/nmap-audit"), expected))
+            assert (done.returncode, done.stderr) == (0, "")
+            assert real == expected or expected.endswith("\n[...]\n") and real.startswith(expected[:-6]), real
+            counts += map(int, re.findall(r"audited, (\d+) findings", real))
+    assert counts == sorted(counts, reverse=True) and counts[0] > 200 and counts[-1] == 0 and len(counts) == 4
 
 
 # ---- The examples of the rc file ----------------------------------------------------------------
@@ -340,8 +392,8 @@ def test_the_orders_of_a_rule_s_fields_are_one_rule() -> None:
               port._replace(state="closed"), port._replace(service="smtps"))
     assert len(lines) == len(config.groups[0].rules) == 3
     for rule in config.groups[0].rules:
-        assert nmap_audit.accepts(rule, port.fields)
-        assert not any(nmap_audit.accepts(rule, other.fields) for other in others)
+        assert not nmap_audit.differing(rule, port.fields, "")
+        assert all(nmap_audit.differing(rule, other.fields, "") for other in others)
 
 
 # ---- The pages as mdoc --------------------------------------------------------------------------

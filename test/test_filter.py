@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nmap_audit
-from nights import up
+from nights import sorted_out, up
 from nmap_audit import HostResult, Port, Run
 
 HOST = HostResult("192.0.2.25", "audited", names=("mail.example.net", "smtp.example.org"),
-                  os=("Linux 5.4", "Linux Linux"), looked=(("tcp", "1-65535"),))
+                  os=("Linux 5.4", "Linux Linux"), looked="1-65535/tcp")
 SMTP = Port(25, "tcp", "open", "smtp", "Postfix smtpd")
 
 
@@ -29,7 +29,7 @@ def judge(text, *ports, host=HOST):
     """The changes of a run of one host, once the rules were heard."""
     host = host._replace(ports=ports) if ports else host
     run = Run(Path("20310301-020000"), {host.address: host}, {})
-    return nmap_audit.find(run, {}, read(text))
+    return sorted_out(nmap_audit.find(run, {}, read(text)))
 
 
 def ignored(rule, port=SMTP, host=HOST, **more):

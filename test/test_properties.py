@@ -1,9 +1,9 @@
 """What always holds, tried on texts, files and findings that nobody thought of."""
 import csv
+import functools
 import io
 import ipaddress
 import itertools
-import json
 import re
 import tempfile
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 import nmap_audit
+from nights import sorted_out, stored
 from nmap_audit import AuditError, Finding, HostResult, Port, Run
 
 VALID = [nmap_audit.read_rc(str(path)) for path in sorted((Path(__file__).parent / "data/rc/valid").glob("*.rc"))]
@@ -189,7 +190,7 @@ ADDRESSES = st.sampled_from(["192.0.2.1", "192.0.2.2", "192.0.2.130", "2001:db8:
 PORTS = st.builds(Port, st.sampled_from([22, 25, 80, 8080]), st.sampled_from(["tcp", "udp"]),
                   st.sampled_from(["open", "filtered", "open|filtered", "closed"]),
                   st.sampled_from(["", "ssh", "smtp", "http", "http-proxy"]))
-LOOKED = st.sampled_from([(("tcp", "1-100"),), (("tcp", "1-10000"),), (("tcp", "22,80"), ("udp", "1-9000")), ()])
+LOOKED = st.sampled_from(["1-100/tcp", "1-10000/tcp", "22,80/tcp 1-9000/udp", ""])
 
 
 def unique(ports):
@@ -201,7 +202,7 @@ def hosts(draw):
     """A host's result as nmap gives it: a port in it was looked at."""
     looked, outcome = draw(LOOKED), draw(st.sampled_from(["audited"] * 4 + ["down", "failed"]))
     ports = [port for port in draw(st.lists(PORTS, max_size=5))
-             if nmap_audit.looked_at(looked, port.number, port.protocol)]
+             if port.key in nmap_audit.looked_at(looked)]
     return HostResult(draw(ADDRESSES), outcome, names=draw(st.sampled_from([(), ("www.example.net",), ("mail",)])),
                       os=draw(st.sampled_from([(), ("Linux 5.4",), ("Windows",)])),
                       ports=unique(ports) if outcome == "audited" else (), looked=looked, start=1795485600)
@@ -231,7 +232,7 @@ def rc_text(groups):
 
 def found(run, groups, state=None):
     read = config(rc_text(groups)).groups
-    return nmap_audit.find(run, state or {}, read)
+    return sorted_out(nmap_audit.find(run, state or {}, read))
 
 
 def told(changes):
@@ -293,10 +294,10 @@ TAIL = '<runstats><finished time="1" exit="success"/><hosts up="1" down="0" tota
 def xml(host):
     ports = "".join(f'<port protocol="{port.protocol}" portid="{port.number}"><state state="{port.state}"/>'
                     + (f'<service name="{port.service}"/>' if port.service else "") + "</port>" for port in host.ports)
-    count = sum(len(nmap_audit.port_set(text)) for _, text in host.looked) - len(host.ports)
+    count = len(nmap_audit.looked_at(host.looked)) - len(host.ports)
     infos = "".join(
-        f'<scaninfo protocol="{protocol}" services="{text}" numservices="{len(nmap_audit.port_set(text))}"/>'
-        for protocol, text in host.looked)
+        f'<scaninfo protocol="{look[-3:]}" services="{look[:-4]}" numservices="{len(nmap_audit.looked_at(look))}"/>'
+        for look in host.looked.split())
     names = "".join(f'<hostname name="{name}" type="PTR"/>' for name in host.names)
     return (HEAD.format(host.start) + infos + f'<host starttime="{host.start}"><status state="up"/>'
             f'<address addr="{host.address}" addrtype="ipv4"/><hostnames>{names}</hostnames><ports>'
@@ -328,8 +329,8 @@ def test_the_state_is_the_same_from_run_json_and_from_the_xml(several):
             again, remarks = nmap_audit.last_told(later)
             assert (again or {}) == state and not remarks
         record = {"version": 1, "status": "finished", "told": True, "nmap": [], "ips": [], "hosts": {},
-                  "state": nmap_audit.state_json(state)}
-        (read.folder / "run.json").write_text(json.dumps(record))
+                  "state": state}
+        (read.folder / "run.json").write_bytes(nmap_audit.record_json(record))
         assert nmap_audit.last_told(later) == (state, [])
 
 
@@ -338,7 +339,7 @@ def test_the_state_survives_its_storage(several):
     state = {}
     for run in several:
         state = nmap_audit.fold(state, run)
-        assert nmap_audit.read_state(json.loads(json.dumps(nmap_audit.state_json(state)))) == state
+        assert stored(state) == state
 
 
 @given(runs(1), runs(2))
@@ -346,7 +347,7 @@ def test_the_same_run_again_is_nothing_new(first, other):
     for before in ({}, nmap_audit.fold({}, other)):
         state = nmap_audit.fold(before, first)
         again = first._replace(folder=Path("20261129-020000"))
-        after, changes = nmap_audit.fold(state, again), nmap_audit.find(again, state, ())
+        after, changes = nmap_audit.fold(state, again), sorted_out(nmap_audit.find(again, state, ()))
         audited = [each for each in changes.findings if each.host.outcome == "audited" and each.port.state != "closed"]
         assert {each.change for each in audited} <= {"standing"}
         assert {address: known.ports for address, known in after.items()} == {
@@ -356,12 +357,12 @@ def test_the_same_run_again_is_nothing_new(first, other):
 @given(runs(1), runs(2))
 def test_what_was_not_looked_at_is_never_gone(first, second):
     state = nmap_audit.fold({}, first)
-    after, changes = nmap_audit.fold(state, second), nmap_audit.find(second, state, ())
+    after, changes = nmap_audit.fold(state, second), sorted_out(nmap_audit.find(second, state, ()))
     gone = {(each.host.address, each.port.key) for each in changes.findings if each.change == "gone"}
     for address, known in state.items():
         now = second.hosts.get(address, HostResult(address, "not scanned"))
         for port in known.ports:
-            looked = now.outcome == "audited" and nmap_audit.looked_at(now.looked, port.number, port.protocol)
+            looked = now.outcome == "audited" and port.key in nmap_audit.looked_at(now.looked)
             assert looked or (address, port.key) not in gone and port in after[address].ports
             listed = port.key in {each.key for each in now.ports if each.state != "closed"}
             was_open = port.state in ("open", "open|filtered")
@@ -377,22 +378,23 @@ def list_text(pairs):
 
 @given(PORT_LISTS)
 def test_port_lists_are_sets(pairs):
-    assert nmap_audit.port_set(list_text(pairs)) == {
-        number for low, more in pairs for number in range(low, low + more + 1)}
+    assert nmap_audit.looked_at(f"{list_text(pairs)}/tcp") == {
+        f"{number}/tcp" for low, more in pairs for number in range(low, low + more + 1)}
 
 
 LISTS = st.dictionaries(st.sampled_from(["tcp", "udp", "sctp"]), PORT_LISTS.map(list_text)).map(
-    lambda lists: tuple(lists.items()))
+    lambda lists: " ".join(f"{text}/{protocol}" for protocol, text in lists.items()))
 
 
 @given(LISTS, LISTS, LISTS)
 def test_joined_port_lists_are_unions(one, two, three):
-    joined = nmap_audit.join_looked(nmap_audit.join_looked(one, two), three)
-    assert len(dict(joined)) == len(joined)
-    for protocol, number in itertools.product(("tcp", "udp", "sctp"), range(46)):
-        assert nmap_audit.looked_at(joined, number, protocol) == any(
-            nmap_audit.looked_at(each, number, protocol) for each in (one, two, three))
-    assert nmap_audit.join_looked(joined, joined) == joined
+    hosts = [HostResult("192.0.2.1", "audited", looked=text) for text in (one, two, three)]
+    both = functools.partial(nmap_audit.joined, over=True)
+    joined = functools.reduce(both, hosts)
+    assert nmap_audit.looked_at(joined.looked) == set().union(*map(nmap_audit.looked_at, (one, two, three)))
+    for each in (*hosts, joined):
+        for again in (both(joined, each), both(each, joined)):  # it does not grow
+            assert sorted(again.looked.split()) == sorted(joined.looked.split())
 
 
 # ---- Keys of tags --------------------------------------------------------------------------------
@@ -514,8 +516,8 @@ def test_what_strangers_write_is_shown_harmlessly(text, width):
 @given(runs(), GROUPS, st.sampled_from(["none", "low", "medium", "high"]))
 @settings(max_examples=60)
 def test_a_report_counts_what_it_tells(run, groups, detail):
-    changes = found(run, groups)
-    report = nmap_audit.make_report(run, changes, detail=detail, headings=True)
+    findings = nmap_audit.find(run, {}, config(rc_text(groups)).groups)
+    changes, report = sorted_out(findings), nmap_audit.make_report(run, findings, nmap_audit.Config(detail=detail))
     up = [host for host in run.hosts.values() if host.outcome != "down"]
     audited = [host for host in up if host.outcome == "audited"]
     first, _, _ = report.text.partition("\n")
@@ -535,9 +537,8 @@ ELEMENTS = st.lists(st.tuples(
 @given(ELEMENTS, st.sampled_from([b"", b"\n", b"<taskend/>\n"]), st.booleans())
 def test_a_batch_is_split_byte_for_byte(elements, between, hints):
     head = b"<nmaprun>" + b"<hosthint><status/></hosthint>" * hints
-    tail = b"<runstats><hosts/></runstats></nmaprun>"
-    documents = nmap_audit.split_hosts(head + between.join(elements) + tail)
-    *single, rest = documents
+    tail = b"<runstats><finished/><hosts/></runstats></nmaprun>"
+    rest, *single = nmap_audit.split_hosts(head + between.join(elements) + tail, b"")
     assert len(single) == len(elements)
     for document, element in zip(single, elements):
         assert document.startswith(b"<nmaprun>") and document.endswith(tail) and document.count(b"</host>") == 1
@@ -547,12 +548,12 @@ def test_a_batch_is_split_byte_for_byte(elements, between, hints):
 
 @given(st.binary())
 def test_any_output_is_split(data):
-    documents = nmap_audit.split_hosts(data)
+    documents = nmap_audit.split_hosts(data, b"end")
     assert documents and all(isinstance(each, bytes) for each in documents)
 
 
 @given(st.binary() | st.sampled_from(["127.0.0.1", "::1"]).map(
-    lambda address: xml(HostResult(address, "audited", looked=(("tcp", "1-9"),))).encode()), st.integers(0, 700))
+    lambda address: xml(HostResult(address, "audited", looked="1-9/tcp")).encode()), st.integers(0, 700))
 def test_any_xml_is_read(data, cut):
     document = nmap_audit.read_xml(io.BytesIO(data[:cut]))
     assert document.problem or data[:cut].rstrip().endswith(b"</nmaprun>")

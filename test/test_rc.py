@@ -28,12 +28,12 @@ def dump(text, file):
     """What an rc file says, as plain values: settings that are not the default, and its groups."""
     found, default = config(text, file), nmap_audit.Config()
     settings = {name: getattr(found, name) for name in SETTINGS if getattr(found, name) != getattr(default, name)}
-    blocks = [block for block in nmap_audit.parse_rc(text, file) if block[0] and block[0].word == "group"]
+    blocks = [block for block in nmap_audit.parse_rc(text, file) if block[0].word == "group"]
     groups = [{"name": group.name, "line": head.where.line,
                "tags": [f"{line.word.lower()} {line.value}" for line in lines if line.word.lower() in TAGS],
                "ignore": [rule_text(rule) for rule in group.rules if rule.word == "ignore"],
                "expect": [rule_text(rule) for rule in group.rules if rule.word == "expect"]}
-              for (head, lines), group in zip(blocks, found.groups, strict=True)]
+              for (head, *lines), group in zip(blocks, found.groups, strict=True)]
     return {"settings": settings, "groups": groups}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import nmap_audit
 from nights import read_csv, up
-from nmap_audit import Changes, Finding, HostResult, Port, Run
+from nmap_audit import Config, Finding, HostResult, Port, Run
 
 RULES = """
 group mail servers
@@ -209,14 +209,14 @@ def large(rows):
     ports = tuple(Port(number % 65535 + 1, ("tcp", "udp")[number // 65535], "open", "http", "Apache httpd 2.4.1",
                        "2031-03-01")
                   for number in range(rows))
-    host = HostResult("10.0.0.1", "audited", ports=ports, looked=(("tcp", "1-65535"),))
+    host = HostResult("10.0.0.1", "audited", ports=ports, looked="1-65535/tcp")
     run = Run(Path("20310301-020000"), {host.address: host}, {})
-    return run, Changes(tuple(Finding(host, "first look", port) for port in ports), 0, 0)
+    return run, [*(Finding(host, "first look", port) for port in ports), Finding(host, "host")]
 
 
 def test_a_table_of_more_than_20000_rows_is_cut_and_says_so():
-    run, changes = large(65535)
-    report = nmap_audit.make_report(run, changes, detail="low", headings=True)
+    run, findings = large(65535)
+    report = nmap_audit.make_report(run, findings, Config())
     assert len(report.text.splitlines()) < 20_100
     assert "45535" in report.text.replace(",", "")
     assert report.text.startswith("1 of 1 hosts audited, 65535 findings, 0 gone\n")
@@ -224,13 +224,12 @@ def test_a_table_of_more_than_20000_rows_is_cut_and_says_so():
 
 
 def test_a_report_takes_bounded_memory():
-    run, changes = large(20_000)
+    run, findings = large(20_000)
     long = run.hosts["10.0.0.1"]._replace(names=("x" * 10_000,))
-    changes = changes._replace(findings=tuple(each._replace(host=long) for each in changes.findings))
+    findings = [each._replace(host=long) for each in findings]
     tracemalloc.start()
     try:
-        report = nmap_audit.make_report(run._replace(hosts={"10.0.0.1": long}), changes, detail="medium",
-                                        headings=True)
+        report = nmap_audit.make_report(run._replace(hosts={"10.0.0.1": long}), findings, Config(detail="medium"))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -63,7 +63,7 @@ def test_an_audited_host_with_one_port(folder, name):
     path = folder(name)
     host = one(path)
     assert (host.outcome, host.reason, ports(host)) == ("audited", "", [SMTP])
-    assert host.looked == (("tcp", "1-100"),)
+    assert host.looked == "1-100/tcp"
     assert read(path).remarks == ()
 
 
@@ -78,7 +78,7 @@ def test_the_order_of_elements_means_nothing(folder):
     host = one(folder("order"))
     assert (host.outcome, ports(host)) == ("audited", [(25, "tcp", "open", "smtp", "Postfix smtpd")])
     assert (host.names, host.os) == (("mail.example.net",), ("Linux 5.4",))
-    assert host.looked == (("tcp", "1-100"),)
+    assert host.looked == "1-100/tcp"
 
 
 def test_ports(folder):
@@ -205,7 +205,7 @@ def test_a_control_character_where_a_piece_of_the_file_ends(before):
     """What is read at once may end within a reference."""
     head, tail = (DATA / "plain.xml").read_bytes().split(b"mail.example.net")
     padding = b"x" * (nmap_audit.PIECE - len(head) - before)
-    hosts = nmap_audit.judge(document(head + padding + b"&#x1b;" + tail), "")
+    hosts = judged(head + padding + b"&#x1b;" + tail)
     assert [host.outcome for host in hosts] == ["audited"] and hosts[0].names[0].endswith("x?")
 
 
@@ -237,20 +237,20 @@ def test_cut_at_every_tenth_byte():
     data = (DATA / "plain.xml").read_bytes()
     whole = len(data.rstrip()) - len("</nmaprun>")
     for size in range(0, whole, 10):
-        hosts = nmap_audit.judge(document(data[:size]), "file")
+        hosts = judged(data[:size])
         assert all(host.outcome == "cut off" for host in hosts), size
         if size > data.index(b"</ports>"):
             assert [port.number for port in hosts[0].ports] == [25]
 
 
-def document(data):
-    return nmap_audit.read_xml(io.BytesIO(data))
+def judged(data):
+    return list(nmap_audit.judge(nmap_audit.read_xml(io.BytesIO(data)), "file"))
 
 
 def test_a_large_attribute_is_read_in_bounded_time():
     """20 MB; expat before 2.6 takes a minute where it comes in small pieces."""
     data = (DATA / "plain.xml").read_bytes().replace(b"mail.example.net", b"x" * 20_000_000)
-    assert len(nmap_audit.judge(document(data), "")[0].names[0]) == 20_000_000
+    assert len(judged(data)[0].names[0]) == 20_000_000
 
 
 # ---- Whose files they are ----------------------------------------------------------------------
@@ -351,9 +351,20 @@ def test_merged_keeps_the_latest_and_what_only_an_earlier_scan_looked_at(folder,
     assert sorted(port.number for port in one(path).ports) == [21, 80]
 
 
-def test_port_sets():
-    assert nmap_audit.port_set("1-3,7") == {1, 2, 3, 7}
-    assert nmap_audit.port_set("") == set()
-    looked = nmap_audit.join_looked((("tcp", "1-10"),), (("tcp", "20"), ("udp", "53")))
-    assert nmap_audit.looked_at(looked, 20, "tcp") and nmap_audit.looked_at(looked, 5, "tcp")
-    assert nmap_audit.looked_at(looked, 53, "udp") and not nmap_audit.looked_at(looked, 53, "tcp")
+def test_port_lists():
+    assert nmap_audit.looked_at("1-3,7/tcp") == {"1/tcp", "2/tcp", "3/tcp", "7/tcp"}
+    assert nmap_audit.looked_at("") == nmap_audit.looked_at("/tcp") == set()
+    assert nmap_audit.looked_at(looked("1-3/tcp", "7/tcp 53/udp")) == {"1/tcp", "2/tcp", "3/tcp", "7/tcp", "53/udp"}
+    assert looked("1-3/tcp", "7/tcp 1-3/tcp") == looked("7/tcp 1-3/tcp", "1-3/tcp") == "1-3/tcp 7/tcp"
+    assert looked("", "1-3/tcp") == looked("1-3/tcp", "") == looked("1-3/tcp", "1-3/tcp") == "1-3/tcp"
+
+
+def looked(*texts):
+    """What was looked at by one scan and another."""
+    one, two = (nmap_audit.HostResult("192.0.2.1", "audited", looked=text) for text in texts)
+    return nmap_audit.joined(one, two, over=True).looked
+
+
+@pytest.mark.parametrize("text", ("x", "-", "1-", "-1", "1-2-3", "123456", "1 2", "1,,/", "tcp/1/", "/"))
+def test_odd_port_lists_hold_no_port_that_was_not_looked_at(text):
+    assert nmap_audit.looked_at(f"{text}/tcp") <= {"1/tcp", "2/tcp"}

@@ -246,7 +246,7 @@ def write_run(directory, hosts, *, run_id=RUN_ID, told=False, record=True, looke
         (folder / "run.json").write_text(json.dumps({
             "version": 1, "program": "nmap-audit 1.0.0", "status": "finished", "told": told, "started": when,
             "ended": when, "command_line": [], "rc": "", "nmap": ["nmap", "-sS", "-sU", "-sV", "-O"], "adds_up": True,
-            "ips": ["10.0.0.0/8"], "listed": True, "unresolved": {},
+            "ips": ["10.0.0.0/8"],
             "hosts": {host.address: {"outcome": "audited", "reason": "", "seconds": 9.0, "start": start}
                       for host in hosts}}))
     return folder
