@@ -241,7 +241,7 @@ SHIFTS = (8, 20, 64, 96, 128)  # an address without that many of its last bits i
 NUMBER = "(?:0|[1-9][0-9]{0,4})"  # what begins with another 0 is octal to some
 # What says where nmap's output goes or its targets come from, short flags bundled before it; and what only begins so.
 REFUSED = re.compile(r"--?([oi]|ap|resu|sty|=|$)|-[46AFfhnRrvVdq]+[oi]")
-NOT_REFUSED = " open osscan-guess osscan-limit iflist ip-options initial-rtt-timeout host-timeout"
+NOT_REFUSED = " open osscan-guess osscan-limit iflist ip-options initial-rtt-timeout host-timeout noninteractive"
 NAME = r"(?!-)(?:[\w-]+\.)*(?!0[xX])(?=[\w-]*[A-Za-z])[\w-]+\.?"  # `1234`, `0x7f.1` are addresses to resolvers
 TARGET = rf"(?a:(?:{NAME}|[0-9*,-]+(?:\.[0-9*,-]+){{3}})(?:/[^,\s]*)?|[^,\s:]*:[^,\s]*)"
 def _meant(word: str, known: Iterable[str], otherwise: str = PLACES) -> str:
@@ -449,7 +449,7 @@ def _ip_tag(text: str) -> tuple[Any, ...]:
     ends = [".".join(map(str, map(end, sets))) for end in (min, max)] if sets else text.split("-")
     nets = [ipaddress.ip_network(end, strict=False) for end in ends]
     first, last = (nets[0].version, int(nets[0][0])), (nets[-1].version, int(nets[-1][-1]))
-    if len(nets) > 2 or first[0] != last[0] or first > last:
+    if len(nets) > 1 + ("/" not in text) or first[0] != last[0] or first > last:
         raise ValueError
     shift = next(shift for shift in SHIFTS if (last[1] >> shift) - (first[1] >> shift) < 64)
     keys = tuple((first[0], shift, number) for number in range(first[1] >> shift, (last[1] >> shift) + 1))
@@ -744,8 +744,7 @@ def make_run(directory: Path) -> Path:
     """A new run folder, named by the local time; by a later one where the clock stepped back, so that names sort."""
     newest = max(filter(RUN_ID.fullmatch, os.listdir(directory)), default="19700101-000000")
     later = datetime.datetime.strptime(newest, "%Y%m%d-%H%M%S") + datetime.timedelta(seconds=1)
-    moment = max(datetime.datetime.now(), later)
-    (folder := directory / moment.strftime("%Y%m%d-%H%M%S")).mkdir(mode=0o700)
+    (folder := directory / max(datetime.datetime.now(), later).strftime("%Y%m%d-%H%M%S")).mkdir(mode=0o700)
     return folder
 
 # ---- Scanning -------------------------------------------------------------------------------------------------------
@@ -919,7 +918,7 @@ class Scanner:
         whole = self.attempt(write_file, self.run.folder / name, output.out) and not (output.status or document.problem)
         missing = re.findall(r'Failed to resolve "([^"\n]*)"', output.err) if whole else targets
         reason = "nmap could not resolve it" if whole else f"nmap could not list it: {_last_words(output.err)}"
-        hosts |= {shown(target): noted(HostResult("", "failed", reason)) for target in missing}
+        hosts |= {shown(each): noted(HostResult("", "failed", reason)) for each in missing if shown(each) not in hosts}
         runs = (read_record(folder) for folder in reversed(list_runs(self.run.folder.parent)))
         last = next((run["hosts"] for run in runs if run.get("status") == "finished"), dict[str, Any]())
         work = {host.address: 1 + last.get(host.address, noted(NOBODY))["seconds"] for host, _ in document.hosts
@@ -1013,8 +1012,10 @@ def accepting(groups: tuple[Group, ...], fields: Fields, day: str) -> tuple[Rule
 @functools.lru_cache(1 << 16)
 def near_misses(groups: tuple[Group, ...], fields: Fields, day: str) -> dict[Rule, str]:
     """The rules that would accept a port but for one thing, and that; of another port where they name its service."""
-    found = {}
-    for rule in (rule for group in groups for word in (*fields, "*") for rule in group.by_word.get(word, ())):
+    found, words = dict[Rule, str](), list(filter(None, (*fields, "*")))
+    for rule in (rule for group in groups for word in words for rule in group.by_word.get(word, ())):
+        if len(found) == 8:
+            break  # more of them help nobody
         wrong = differing(rule, fields, day)
         if wrong == ["until"]:
             found[rule] = f"it ended on {rule.until}"
@@ -1544,7 +1545,8 @@ def _help_text() -> str:
 def _catch_signals() -> None:
     """From now on a signal ends the program, once; one that is ignored (nohup's SIGHUP) stays so."""
     def stop(number: int, _: Any) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        for each in SIGNALS:
+            signal.signal(each, lambda *_: None)  # one that came at the same time stops no cleaning up
         complain(f"ended by {signal.Signals(number).name}; --resume goes on")
         raise SystemExit(128 + number)
     for number in (each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN):

@@ -264,6 +264,20 @@ def test_S7_host_timeout(audit, fake):
     assert result.status == 0 and "10.0.0.2" in under(result.out, "Standing")
 
 
+def test_S8_a_list_that_fails_when_resuming_takes_nothing_away(audit, fake):
+    faked = fake("nmap", hosts=sleepers(2))
+    audit.config("MAX-THREADS 1", "BATCH 1", ips=["10.0.0.1", "10.0.0.2"])
+    process = audit.begin()
+    wait_until(lambda: "10.0.0.2" in faked.scanned or process.poll(), 20, "no scan")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=10)
+    assert audit.outcomes == {"10.0.0.1": "audited"}
+    fake("nmap", text="#!/bin/sh\nexit 1\n")
+    result = audit("--resume")
+    assert result.status == 2 and audit.outcomes == {"10.0.0.1": "audited", "10.0.0.2": "failed"}
+    assert first(result)[:2] == (1, 2)
+
+
 @pytest.mark.parametrize("number, stubborn", [(signal.SIGTERM, False), (signal.SIGINT, True)])
 def test_S8_stopped_by_a_signal(audit, fake, number, stubborn):
     faked = fake("nmap", hosts=sleepers(6, stubborn=stubborn))

@@ -900,3 +900,12 @@ def test_rules_of_a_generated_network_are_all_of_use(desk):
     line = len(rules.splitlines()) + 1
     assert desk.ask("--unused-rules", rules=more).out == FIRST.format(2) + (
         f"nmap-audit.rc:{line}: group 'x': held no host in 2 runs\n")
+
+
+def test_near_misses_are_few_however_many_rules_there_are():
+    """Of 300 rules for one service at other ports, eight are named; ports without a service have none."""
+    rules = tuple(nmap_audit.Rule("ignore", (str(port), "tcp", "open", service), nmap_audit.Where("rc", port, 1), "g")
+                  for port in range(1, 301) for service in ("http", "*"))
+    group = nmap_audit.Group("g", nmap_audit.Where("rc"), (), rules)
+    assert len(nmap_audit.near_misses((group,), ("8080", "tcp", "open", "http"), DAY)) == 8
+    assert nmap_audit.near_misses((group,), ("8080", "tcp", "open", ""), DAY) == {}
