@@ -396,7 +396,8 @@ def _read_lines(lines: Iterable[Line], words: Mapping[str, Option], mistakes: Mi
         word = line.word.lower() if words is INSIDE else line.word.upper()
         try:
             if word not in words:
-                raise ValueError(f"unknown word '{shown(line.word, 30)}'", _meant(word, [*words, "GROUP"]))
+                known = [] if {word.lower(), word.upper()} & {*INSIDE, *VARIABLES} else [*words, "GROUP"]
+                raise ValueError(f"unknown word '{shown(line.word, 30)}'", _meant(word, known))
             yield words[word], (line, words[word].read(line))
         except ValueError as error:
             what, do = error.args
@@ -710,11 +711,10 @@ def write_file(path: Path, data: bytes) -> bool:
 def say(text: str, before: str = "", live: str = "") -> None:
     """Writes lines to standard error, which nobody may be reading; on a terminal `live`, which the next replaces."""
     with contextlib.suppress(OSError, AttributeError, ValueError):
-        terminal = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-        wipe = "\r\x1b[J" * terminal  # to the end of the screen: it has several lines since the terminal shrank
+        wipe = "\r\x1b[J" * (sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb")  # all of a shrunk line
         drawn = f"{wipe}\x1b[?7l{live}\x1b[?7h\r"  # cut by the terminal where it is too long
         lines = [f"{wipe}{before}{line}\n" for line in text.splitlines()]
-        sys.stderr.write(drawn if live and terminal else "".join(lines))
+        sys.stderr.write(drawn if live and wipe else "".join(lines))
 complain = functools.partial(say, before="nmap-audit: ")
 
 def locked(directory: Path) -> TextIO:
