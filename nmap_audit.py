@@ -44,6 +44,7 @@ from typing import Any, NamedTuple, TextIO, TypeVar
 
 __version__ = "1.0.0"
 OUTCOMES = ("timed out", "failed", "cut off", "not scanned", "down", "audited")  # in the order of reports
+PORT_CHANGES = ("new", "changed", "first look", "standing")  # of a port that is there
 K = TypeVar("K")
 T = TypeVar("T")
 
@@ -96,11 +97,10 @@ class Group:
     tags: tuple[Tag, ...]
     rules: tuple[Rule, ...]
     @functools.cached_property
-    def by_word(self) -> Mapping[str, Sequence[Rule]]:
-        """The rules by their word; by their port, those of several ports under `*`; by the service that they name."""
-        return gathered((word, rule) for rule in self.rules for word in (
-            rule.word, rule.fields[0] if rule.fields[0].isdigit() else "*",
-            rule.fields[3] if "*" not in rule.fields[3] else ""))
+    def by(self) -> Mapping[str, Sequence[Rule]]:
+        """The rules by their word, by `port 25` or, those of several ports, `port *`, and by `service smtp`."""
+        return gathered((key, rule) for rule in self.rules for key in (
+            rule.word, f"port {rule.fields[0] if rule.fields[0].isdigit() else '*'}", f"service {rule.fields[3]}"))
 
 class Port(NamedTuple):
     """A port that nmap lists one by one, in nmap's words; service and version may be empty."""
@@ -133,7 +133,7 @@ class HostResult(NamedTuple):
     file: str = ""  # its XML; in a State the name of its run
     def __str__(self) -> str:
         return f"{self.address} ({self.names[0]})" if self.names else self.address
-NOBODY = HostResult("", "")
+NOBODY = HostResult("", "not scanned", "there is no result of it")
 
 class Run(NamedTuple):
     """A run directory, read: results by address; run.json, empty where unusable; remarks on what was odd."""
@@ -141,8 +141,6 @@ class Run(NamedTuple):
     hosts: Mapping[str, HostResult]
     record: dict[str, Any]
     remarks: tuple[str, ...] = ()
-
-PORT_CHANGES = ("new", "changed", "first look", "standing")
 
 class Finding(NamedTuple):
     """A port of a host, or the host or a rule itself, and what is to be said of it: a word of TABLES."""
@@ -157,17 +155,12 @@ class Finding(NamedTuple):
         """Where it is told: its change, or `ignored` where a rule accepts the port."""
         return "ignored" if self.rules and self.change in PORT_CHANGES else self.change
 
-class Report(NamedTuple):
-    """A report as text, as HTML and as scan_report.csv (empty where not wanted), and how often each thing is said."""
-    text: str
-    html: str
-    csv: str
-    counts: Mapping[str, int]  # by change and by outcome; and `findings`
-
+# A report as text, as HTML and as scan_report.csv (empty where not wanted); how often each change and outcome is said.
+Report = NamedTuple("Report", [("text", str), ("html", str), ("csv", str), ("counts", Mapping[str, int])])
 # What an nmap process left: its status (negative: killed by that signal), its output, the end of its errors.
 Output = NamedTuple("Output", [("status", int), ("out", bytes), ("err", str), ("seconds", float)])
 Mistakes = dict[Where, str]  # what is wrong; what to do: one a place
-Block = tuple[Line, ...]  # a group from its head to its end, which may lack; or lines outside any
+Block = Sequence[Line]  # a group from its head to its end, which may lack; or lines outside any
 State = Mapping[str, HostResult]  # what is remembered, by address: the ports of all its results
 
 def gathered(pairs: Iterable[tuple[K, T]]) -> dict[K, list[T]]:
@@ -190,12 +183,12 @@ RC_BYTES = 1 << 20
 # The grammar knows only shape: words are looked up later, so that a misspelt one, or none, hides no other mistake.
 GRAMMAR = r"""
     start: _NL? outside (ended outside | unended)*
-    outside: (setting | end)*
-    ended: group setting* end
-    unended: group setting*
-    group: "group"i [VALUE] _NL
-    end: "end"i [VALUE] _NL
-    setting: NAME _SEPARATOR? [VALUE] _NL
+    outside: (line{NAME} | line{END})*
+    ended: line{GROUP} line{NAME}* line{END}
+    unended: line{GROUP} line{NAME}*
+    line{word}: word _SEPARATOR? [VALUE] _NL
+    GROUP: "group"i
+    END: "end"i
     NAME: /[^ \t\r\f\v\n#][^ \t\r\f\v\n=:"]*/
     _SEPARATOR.2: /=|:(?!:)/
     VALUE.1: /(?:"[^"\n]*"|[^ \t\r\f\v\n#]|(?<=[=:])#)(?:"[^"\n]*"|[^ \t\r\f\v\n]|[ \t\r\f\v]+(?![ \t\r\f\v\n#]))*/
@@ -216,49 +209,42 @@ def read_rc(path: str) -> str:
         return data.decode("utf-8-sig")
     return data.decode("latin-1")
 
-def parse_rc(text: str, file: str) -> tuple[Block, ...]:
+def parse_rc(text: str, file: str) -> list[Block]:
     """The blocks of an rc file's text."""
     blocks = _parser().parse(text + "\n").children
-    return tuple(tuple(_line(node, file) for node in block.children) for block in blocks if block.children)
+    return [[_line(file, *node.children) for node in block.children] for block in blocks if block.children]
 @functools.lru_cache(maxsize=1)
 def _parser() -> Any:
     from lark import Lark  # --help and --version do without it
-    return Lark(GRAMMAR, parser="lalr", lexer="contextual", propagate_positions=True)
-def _line(node: Any, file: str) -> Line:
-    name, value = [node.data, *node.children][-2:]
-    where = Where(file, node.meta.line, node.meta.column)
-    word, text, column = str(name), str(value or ""), getattr(value, "column", where.column)
-    quoted = word.upper() != "NMAP" and re.fullmatch(r'"[^"]*"', text) is not None
-    return Line(word, text[quoted:len(text) - quoted], where, where._replace(column=column + quoted))
+    return Lark(GRAMMAR, parser="lalr", lexer="contextual")
+def _line(file: str, word: Any, value: Any) -> Line:
+    text = value if word.upper() == "NMAP" else re.sub('^"([^"]*)"$', r"\1", value or "")
+    return Line(str(word), str(text or ""), *(Where(file, word.line, each.column) for each in (word, value or word)))
 
 # ---- Understanding the rc file --------------------------------------------------------------------------------------
 MOST_ADDRESSES, MOST_LETTERS = 1 << 20, 9999  # of all targets, of one target
 RULES = ("ignore", "expect")
-PLACES = "variables stand outside groups, tags, rules and 'end group' inside, see nmap-audit.rc(5)"
+PLACES = "variables stand outside groups, tags, rules and 'end group' inside, other options on the command line"
 FIELDS = {"port": "N, N-M below 65536", "protocol": "tcp, udp, sctp, ip",  # a rule's; what each may be beside `*`
           "state": "open, closed, filtered, unfiltered, open|filtered, closed|filtered", "service": "NAME"}
-SHIFTS = (8, 20, 64, 96, 128)  # an address without that many of its last bits is a key
 NUMBER = "(?:0|[1-9][0-9]{0,4})"  # what begins with another 0 is octal to some
 # What says where nmap's output goes or its targets come from, short flags bundled before it; and what only begins so.
 REFUSED = re.compile(r"--?([oi]|ap|resu|sty|=|$)|-[46AFfhnRrvVdq]+[oi]")
 NOT_REFUSED = " open osscan-guess osscan-limit iflist ip-options initial-rtt-timeout host-timeout noninteractive"
 NAME = r"(?!-)(?:[\w-]+\.)*(?!0[xX])(?=[\w-]*[A-Za-z])[\w-]+\.?"  # `1234`, `0x7f.1` are addresses to resolvers
-TARGET = rf"(?a:(?:{NAME}|[0-9*,-]+(?:\.[0-9*,-]+){{3}})(?:/[^,\s]*)?|[^,\s:]*:[^,\s]*)"
+FOUR = r"[0-9*,-]+(?:\.[0-9*,-]+){3}(?:/[0-9]+)?"  # octets; any other whole target has a letter or a colon
 def _meant(word: str, known: Iterable[str], otherwise: str = PLACES) -> str:
     near = [name for name in known if name.startswith(word[:5])] or difflib.get_close_matches(word, list(known), 1)
     return f"did you mean '{near[0]}'?" if near else otherwise
-def _addresses(text: str) -> Texts:
-    from email.utils import formataddr, getaddresses
-    return tuple(map(formataddr, getaddresses([text])))
 def _words(text: str) -> Texts:
-    return tuple(filter(None, map(str.strip, text.split(","))))
+    return tuple(filter(None, map(str.strip, re.findall(r'(?:"[^"]*"|[^,])+', text))))
 def _nmap(text: str) -> Texts:
     words = tuple(shlex.split(text))
-    for last, word in zip(words[nmap_at(words):], words[nmap_at(words) + 1:]):
+    for last, word in itertools.pairwise(words[nmap_at(words):]):
         name = word.strip("-").partition("=")[0].replace("_", "-")
-        stray = re.fullmatch(r"[\d*,-]+(\.[\d*,-]+){3}(/\d+)?", word) and not re.match("-([DS]|sI|-?(ex|dns|ip))", last)
+        stray = re.fullmatch(FOUR, word) and not re.match("-([DS]|sI|-?(ex|dns|ip))", last)
         if stray or REFUSED.match(word) and (len(name) < 2 or f" {name}" not in NOT_REFUSED):
-            raise ValueError(f"'{shown(word, 60)}' cannot stand here, it is this program's", "take it out")
+            raise ValueError(f"'{shown(word, 60)}' is left to this program; take it out, targets belong to IPS")
     return words
 
 def nmap_at(words: Sequence[str]) -> int:
@@ -273,49 +259,38 @@ def count_addresses(target: str) -> int:
         if len(target) <= MOST_LETTERS and re.fullmatch(rf"[\w.:,*%-]+(/{NUMBER})?", target, re.ASCII):
             one = ipaddress.IPv6Address(base) if width == 128 else re.fullmatch(NAME, base, re.ASCII)
             return (1 if one else math.prod(map(len, octets(base)))) << width - int(mask or width)
-    raise ValueError(f"'{shown(target, 60)}' is read otherwise by nmap", "write an address, subnet, range or name")
+    raise ValueError(f"nmap reads '{shown(target, 60)}' otherwise; write an address, subnet, range or name")
 
 def octets(text: str) -> tuple[frozenset[int], ...]:
     """The four sets of numbers that `192.0.2,7.*` or `10.0.0.1-9` stand for; ValueError for any other text."""
     def numbers(piece: str) -> bytes:
-        low, dash, high = piece.replace("*", "-").partition("-")
-        return bytes(range(int(low or 0), int(high or (255 if dash else low)) + 1))  # ValueError above 255
-    piece = rf"(?:\*|{NUMBER}?-{NUMBER}?|{NUMBER})"
-    fine = re.fullmatch(rf"{piece}(?:[,.]{piece})*", text) and text.count(".") == 3
-    parts = [list(map(numbers, part.split(","))) for part in text.split(".")] if fine else [[b""]]
-    if not all(map(all, parts)):
+        ends = re.fullmatch(rf"({NUMBER})|({NUMBER}?)-({NUMBER}?)|\*", piece)
+        low, high = (ends[1] or ends[2] or 0, ends[1] or ends[3] or 255) if ends else (1, 0)
+        return bytes(range(int(low), int(high) + 1))  # none where it is no piece, ValueError above 255
+    parts = [[*map(numbers, part.split(","))] for part in text.split(".")]
+    if len(parts) != 4 or not all(map(all, parts)):
         raise ValueError
     return tuple(frozenset(b"".join(part)) for part in parts)
 def _targets(text: str) -> Texts:
     """The targets of one IPS value: a comma parts them only where whole targets stand on both its sides."""
-    found = re.findall(rf"({TARGET})\s*(?:,\s*(?=\S)|$)|(.+)", text)
+    found = re.findall(rf"({FOUR}|[^,\s:A-Za-z]*[:A-Za-z][^,\s]*)\s*(?:,\s*(?=\S)|$)|(.+)", text)
     return tuple(target for target in map("".join, found) if count_addresses(target))
 
 class Option(NamedTuple):
     """What the text behind a word must match and how it becomes a value, where it may stand, what it is for."""
     pattern: str
-    heading: str
     metavar: str  # empty: a switch
+    heading: str  # of --help; empty: not on the command line
     help: str
-    convert: Callable[[str], Any] = str  # ValueError where it cannot be, best with what is wrong and what to do
+    convert: Callable[[str], Any] = str  # ValueError where it cannot be, best with `why; what to do`
     aliases: tuple[str, ...] = ()  # other names in the rc file
-    option: bool = True  # may stand on the command line
     variable: bool = True  # may stand in the rc file
-    many: bool = False  # repeated ones add up
+    many: bool = False  # repeated ones add up, and `--email-to=` takes back what the file says
     name: str = ""  # EMAIL-TO
-    def read(self, line: Line) -> Any:
-        if self.many and not line.value and not line.where.line:
-            return ()  # `--email-to=` takes back what the file says
-        if line.where.line and not self.variable:
-            raise ValueError(f"{self.name} stands on the command line only", f"write --{self.name.lower()} there")
-        try:
-            if re.fullmatch(self.pattern, line.value):
-                return self.convert(line.value)
-        except ValueError as error:
-            if len(error.args) == 2:
-                raise
-        raise ValueError(f"'{shown(line.value, 60)}' cannot be {self.name}",
-                         f"write {self.metavar or 'one of yes, no or nothing'}: {self.help}")
+    def read(self, text: str) -> Any:
+        if not re.fullmatch(self.pattern, text):
+            raise ValueError
+        return self.convert(text)
 
 TEXT = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]+"
 PLAIN = "(?![^\u2010-\u201f]*[\u2010-\u201f])"  # no dashes and quotes of word processors
@@ -325,100 +300,111 @@ SERVER = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?"
 Texts = tuple[str, ...]
 def _opt(default: T, *settings: Any, **more: Any) -> T:
     return field(default=default, metadata={"option": Option(*settings, **more)})
-def _switch(heading: str, text: str, **more: Any) -> bool:
-    return _opt(False, "(?i:yes|on|1|no|off|0|)", heading, "", text,
-                lambda on: on.lower() not in ("no", "off", "0"), **more)
+_switch = functools.partial(_opt, False, "(?i:yes|on|1|no|off|0|)", "",
+                            convert=lambda on: on.lower() not in ("no", "off", "0"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The settings in force, each field with the option that sets it; then what the rc file says beside them."""
-    config: str = _opt("", TEXT, "settings", "FILE", "the rc file; always needed", variable=False)
-    ips: Texts = _opt((), TEXT, "scanning", "TARGETS", "addresses, subnets, names", _targets, many=True)
-    nmap: Texts = _opt(("nmap", "-F"), rf"(?=.*\w){PLAIN}{TEXT}", "scanning", "CMD", "nmap's words, quoted", _nmap)
-    max_threads: int = _opt(10, "[1-9][0-9]{0,8}", "scanning", "N", "processes at a time: a whole number from 1", int)
-    batch: int = _opt(0, "(?i:auto)|[1-9][0-9]{0,8}", "scanning", "N|auto", "addresses for one process: N, or auto",
-                      lambda text: int(text) if text.isdigit() else 0)
-    dir_name: Texts = _opt((), rf"(?=.*[^\s,]){TEXT}", "settings", "DIR[,DIR2..]", "where runs are stored", _words)
-    keep_runs: int = _opt(0, "[0-9]{1,9}", "settings", "N", "how many runs to keep: a whole number, 0 for all", int)
-    resume: str | None = _opt(None, "[0-9-]*", "scanning", "[RUN-ID]", "go on with an unfinished run", variable=False)
+    config: str = _opt("", TEXT, "FILE", "settings", "the rc file; always needed", variable=False)
+    ips: Texts = _opt((), TEXT, "TARGET[,TARGET..]", "scanning", "address, subnet, range, name", _targets, many=True)
+    nmap: Texts = _opt(("nmap", "-F"), rf"(?=.*\w){PLAIN}{TEXT}", "CMD", "scanning", "words, quotes in pairs", _nmap)
+    max_threads: int = _opt(10, "[1-9][0-9]{0,8}", "N", "scanning", "processes at a time: a whole number from 1", int)
+    batch: str = _opt("auto", "(?i:auto)|[1-9][0-9]{0,8}", "N|auto", "scanning", "addresses for a process: N, or auto")
+    dir_name: Texts = _opt((), rf"(?=.*[^\s,]){TEXT}", "DIR[,DIR2..]", "settings", "where runs are stored", _words)
+    keep_runs: int = _opt(0, "[0-9]{1,9}", "N", "settings", "how many runs to keep: a whole number, 0 for all", int)
+    resume: str | None = _opt(None, "[0-9-]*", "[RUN-ID]", "scanning", "go on with an unfinished run", variable=False)
     scan_only: bool = _switch("scanning", "scan and store, report nothing")
     process_only: bool = _switch("reporting", "report from what is stored, scan nothing")
-    baseline: str = _opt("", TEXT, "reporting", "RUN-ID|DIR", "compare with this run", variable=False)
-    detail: str = _opt("low", "(?i:none|low|med|medium|high)", "reporting", "LEVEL", "none, low, med, high", str.lower)
+    baseline: str = _opt("", TEXT, "RUN-ID|DIR", "reporting", "compare with this run", variable=False)
+    detail: str = _opt("low", "(?i:none|low|med|medium|high)", "LEVEL", "reporting", "none, low, med, high", str.lower)
     no_human: bool = _switch("reporting", "no table in the text")
     no_csv: bool = _switch("reporting", "no scan_report.csv")
     no_csv_headings: bool = _switch("reporting", "scan_report.csv without its first line")
-    fail_on: Texts = _opt((), "(?:(?:findings|new|gone|missing)(?:,(?!$)|$))+", "reporting", "WHAT[,WHAT..]",
+    fail_on: Texts = _opt((), "(?:(?:findings|new|gone|missing)(?:,(?!$)|$))+", "WHAT[,WHAT..]", "reporting",
                           "status 1 for findings, new, gone, missing", _words, variable=False)
-    email_to: Texts = _opt((), f"{PERSON}(,{PERSON})*", "mailing", "ADDR", "address to mail to", _addresses, many=True)
-    email_from: Texts = _opt((), PERSON, "mailing", "ADDR", "the sender's address", _addresses, ("FROM",))
-    email_subject: str = _opt("", TEXT, "mailing", "TEXT", "the subject", str, ("SUBJECT",))
-    tell: str = _opt("changes", "changes|always|errors", "mailing", "WHEN", "one of changes, always, errors")
-    sendmail: str = _opt("", TEXT, "mailing", "PATH", "the program that takes mail", option=False)
-    smtp_server: str = _opt("", SERVER, "mailing", "HOST[:PORT]", "the server that takes mail", option=False)
-    smtp_tls: str = _opt("none", "none|starttls|tls", "mailing", "HOW", "one of none, starttls, tls", option=False)
-    smtp_user: str = _opt("", TEXT, "mailing", "NAME", "the name to log in with", option=False)
-    smtp_password_file: str = _opt("", TEXT, "mailing", "FILE", "what holds its password", option=False)
-    accept: str | None = _opt(None, ".*", "rules", "[LIMIT]", "rules for what the last report shows", variable=False)
-    why: str = _opt("", TEXT, "rules", "HOST[:PORT]", "what ignores a host's ports", variable=False)
+    email_to: Texts = _opt((), f"{PERSON}(,{PERSON})*", "ADDR[,..]", "mailing", "address to mail to", _words, many=True)
+    email_from: Texts = _opt((), PERSON, "ADDR", "mailing", "the sender's address", _words, ("FROM",))
+    email_subject: str = _opt("", TEXT, "TEXT", "mailing", "the subject", str, ("SUBJECT",))
+    tell: str = _opt("changes", "changes|always|errors", "WHEN", "mailing", "one of changes, always, errors")
+    sendmail: str = _opt("", TEXT, "PATH", "", "the program that takes mail")
+    smtp_server: str = _opt("", SERVER, "HOST[:PORT]", "", "the server that takes mail")
+    smtp_tls: str = _opt("none", "none|starttls|tls", "HOW", "", "one of none, starttls, tls")
+    smtp_user: str = _opt("", TEXT, "NAME", "", "the name to log in with")
+    smtp_password_file: str = _opt("", TEXT, "FILE", "", "what holds its password")
+    accept: str | None = _opt(None, ".*", "[LIMIT]", "rules", "rules for what the last report shows", variable=False)
+    why: str = _opt("", TEXT, "HOST[:PORT]", "rules", "what ignores a host's ports", variable=False)
+    test_config: bool = _switch("rules", "look for what is odd in the rc file", variable=False)
     unused_rules: bool = _switch("rules", "name the rules that never were of use", variable=False)
     quiet: bool = _switch("settings", "no status lines, for cron")
     groups: tuple[Group, ...] = ()
-    ips_where: str = ""  # where its targets stand
+    sources: Mapping[str, Sequence[Line]] = field(default_factory=dict)  # the lines in force, by option
     rc_text: str = ""
     @property
     def folders(self) -> tuple[Path, ...]:
         state = "/var/lib" if os.geteuid() == 0 else os.environ.get("XDG_STATE_HOME") or "~/.local/state"
         return tuple(Path(name).absolute() for name in self.dir_name or (os.path.expanduser(f"{state}/nmap-audit"),))
+    def place(self, name: str) -> str:
+        return ", ".join(str(line.value_where) for line in self.sources.get(name, ())) or self.config
+    def refusal(self, name: str, what: str) -> AuditError:
+        return AuditError(os.EX_USAGE if self.place(name)[:2] == "--" else os.EX_CONFIG, f"{self.place(name)}: {what}")
 
-OPTIONS: tuple[Option, ...] = tuple(each.metadata["option"]._replace(name=each.name.upper().replace("_", "-"))
-                                    for each in fields(Config) if each.metadata)
-VARIABLES = {name: option for option in OPTIONS if option.variable for name in (option.name, *option.aliases)}
+OPTIONS: dict[str, Option] = {(name := each.name.upper().replace("_", "-")): each.metadata["option"]._replace(name=name)
+                              for each in fields(Config) if each.metadata}
+VARIABLES = {name: each for each in OPTIONS.values() if each.variable for name in (each.name, *each.aliases)}
 
 def read_config(blocks: Sequence[Block], options: Sequence[Line], rc_text: str = "") -> Config:
     """The settings in force: the command line's over the file's. AuditError with all mistakes, one a line."""
-    mistakes, names, values, held = Mistakes(), dict[str, Line](), dict[str, Any](), dict[str, Sequence[Line]]()
-    groups = tuple(_read_group(head, lines, names, mistakes) for head, *lines in blocks if head.word == "group")
-    other = {"SCAN-ONLY": "PROCESS-ONLY", "PROCESS-ONLY": "SCAN-ONLY"}  # which gives way where one is an option
-    gone = {other.get(line.word) for line in options}
-    lines = [line for block in blocks if block[0].word != "group" for line in block if line.word.upper() not in gone]
-    found = gathered(_read_lines([*lines, *options], {each.name: each for each in OPTIONS} | VARIABLES, mistakes))
+    mistakes, names, values, sources = Mistakes(), dict[str, Line](), dict[str, Any](), dict[str, Sequence[Line]]()
+    groups = tuple(_read_group(head, lines, names, mistakes) for head, *lines in blocks if head.word.lower() == "group")
+    against = {"SCAN-ONLY": "PROCESS-ONLY", "RESUME": "PROCESS-ONLY", "PROCESS-ONLY": "SCAN-ONLY"}  # option, variable
+    undone = [line._replace(word=against[line.word], value="no") for line in options if line.word in against]
+    outside = [line for block in blocks if block[0].word.lower() != "group"
+               for before, line in zip((None, *block), block)
+               # What can only stand in a group is of one that a mistake before it began.
+               if not before or before.word.upper() in VARIABLES or line.word.lower() not in (*INSIDE, "end")]
+    found = gathered(_read_lines([*outside, *undone, *options], OPTIONS | VARIABLES, mistakes))
+    for option, read in found.items():
+        sources[option.name], last = zip(*(each for each in read if each[0].where.file == read[-1][0].where.file))
+        values[option.name.lower().replace("-", "_")] = tuple(itertools.chain(*last)) if option.many else last[-1]
+    if values.get("process_only") and (values.get("scan_only") or "resume" in values):
+        mistakes[sources["PROCESS-ONLY"][-1].where] = "it stands beside SCAN-ONLY or --resume; take one of them out"
     if mistakes:
         status = os.EX_CONFIG if all(where.line for where in mistakes) else os.EX_USAGE
         raise AuditError(status, "\n".join(f"{where}: {shown(text, 900)}" for where, text in sorted(mistakes.items())))
-    for option, read in found.items():
-        held[option.name], last = zip(*(each for each in read if each[0].where.file == read[-1][0].where.file))
-        values[option.name.lower().replace("-", "_")] = tuple(itertools.chain(*last)) if option.many else last[-1]
-    ips_where = ", ".join(str(line.value_where) for line in held.get("IPS", ()))
-    return Config(**values, groups=groups, ips_where=ips_where, rc_text=rc_text)
+    return Config(**values, groups=groups, sources=sources, rc_text=rc_text)
 def _read_lines(lines: Iterable[Line], words: Mapping[str, Option], mistakes: Mistakes) -> Iterator[tuple[Any, Any]]:
     for line in lines:
         word = line.word.lower() if words is INSIDE else line.word.upper()
         try:
-            if word not in words:
-                known = [] if {word.lower(), word.upper()} & {*INSIDE, *VARIABLES} else [*words, "GROUP"]
-                raise ValueError(f"unknown word '{shown(line.word, 30)}'", _meant(word, known))
-            yield words[word], (line, words[word].read(line))
+            if word in words and (words[word].variable or not line.where.line):
+                taken_back = words[word].many and not line.value and not line.where.line
+                yield words[word], (line, () if taken_back else words[word].read(line.value))
+                continue
+            known = {word.lower(), word.upper()} & {"end", "group", *INSIDE, *OPTIONS, *VARIABLES}
+            place, what = line.where, f"{'misplaced' if known else 'unknown'} word '{shown(line.word, 30)}'"
+            do = _meant(word, [] if known else [*words, "GROUP", "end group"])
         except ValueError as error:
-            what, do = error.args
-            if odd := re.search(r"[^\x00-\x7f\w]", f"{line.word} {line.value}"[:200]):
-                do = f"type the {unicodedata.name(odd[0], 'character').lower()} (U+{ord(odd[0]):04X}) in it anew"
-            mistakes[line.value_where if word in words else line.where] = f"{what}; {do}"
+            why, ours, do = str(error).partition("; ")  # Python's reasons are not for users
+            place, what = line.value_where, f"'{shown(line.value, 60)}' cannot be {word}" + f": {why}" * bool(ours)
+            do = do or f"write {words[word].metavar or 'one of yes, no or nothing'}: {words[word].help}"
+        if odd := re.search(r"[^\x00-\x7f\w]", f"{line.word} {line.value}"[:200]):
+            do = f"type the {unicodedata.name(odd[0], 'character').lower()} (U+{ord(odd[0]):04X}) in it anew"
+        mistakes[place] = f"{what}; {do}"
 def _read_group(head: Line, lines: list[Line], names: dict[str, Line], mistakes: Mistakes) -> Group:
     name, key = shown(" ".join(head.value.split()), 90), _folded(head.value)
-    end = lines.pop() if lines and lines[-1].word == "end" else None
-    if not end or _folded(end.value) not in ("group", f"group {key}"):
-        mistakes[(end or head).where] = f"group '{name}' is not ended; write 'end group {name}' below its rules"
-    if (first := names.setdefault(key, head)) is not head or not key:
-        mistakes[head.where] = f"'{name}' is no name, or that of line {first.where.line}; give it one of its own"
+    end = lines.pop() if lines and lines[-1].word.lower() == "end" else head._replace(value="")
     found = [(option.name, line, read) for option, (line, read) in _read_lines(lines, INSIDE, mistakes)]
     tags = tuple(Tag(word, line.value, line.where, *read) for word, line, read in found if word not in RULES)
     rules = tuple(Rule(word, read[0], line.where, head.value, read[1]) for word, line, read in found if word in RULES)
-    for tag in (tag for tag in tags if tag.word != tags[0].word):
-        what = f"'{tag.word}' among the {tags[0].word} tags of line {tags[0].where.line}"
-        mistakes.setdefault(tag.where, f"{what}; the tags of a group are of one class, make two groups")
-    if len(found) == len(lines) and not (tags and rules):
-        mistakes.setdefault(head.where, f"group '{name}' has no {'rule' if tags else 'hosts'}; write tags and rules")
+    first, whole = names.setdefault(key, head), len(found) == len(lines)
+    mistakes |= {tag.where: f"'{tag.word}' among the {tags[0].word} tags of line {tags[0].where.line}; "
+                 "the tags of a group are of one class, make two groups" for tag in tags if tag.word != tags[0].word}
+    mistakes |= {at.where: f"group '{name}' has {what}" for what, at, so in (  # the last one of a place holds
+        (f"no {'rule' if tags else 'hosts'}; write tags and rules", head, whole and not (tags and rules)),
+        (f"no end of its own; write 'end group {name}'", end, _folded(end.value) not in {"group", f"group {key}"}),
+        (f"the name of line {first.where.line}; write one of its own", head, first is not head),
+        ("no name; write one of its own", head, not key)) if so}
     return Group(head.value, head.where, tags, rules)
 def _folded(name: str) -> str:
     return " ".join(name.lower().replace('"', "").split())
@@ -440,7 +426,7 @@ def _glob(pattern: str) -> re.Pattern[str]:
 def host_keys(host: HostResult) -> Iterator[Any]:
     """What a tag that matches the host has one of among its keys, if it has any."""
     version, number, _ = numeric(host.address)
-    yield from ((version, shift, number >> shift) for shift in SHIFTS)
+    yield from ((version, shift, number >> shift) for shift in range(0, 36 if version == 4 else 132, 4))
     for name in map(str.lower, host.names):
         yield from (name, name.partition(".")[0], name[:4], *(name[dot.start():] for dot in re.finditer(r"\.", name)))
 def _ip_tag(text: str) -> tuple[Any, ...]:
@@ -449,13 +435,12 @@ def _ip_tag(text: str) -> tuple[Any, ...]:
     sets = octets(text) if text.count(".") == 3 and not re.search("[:/]", text) else ()
     ends = [".".join(map(str, map(end, sets))) for end in (min, max)] if sets else text.split("-")
     nets = [ipaddress.ip_network(end, strict=False) for end in ends]
-    first, last = (nets[0].version, int(nets[0][0])), (nets[-1].version, int(nets[-1][-1]))
-    if len(nets) > 1 + ("/" not in text) or first[0] != last[0] or first > last:
+    version, low, high = nets[0].version, int(nets[0][0]), int(nets[-1][-1])
+    if len(nets) > 1 + ("/" not in text) or version != nets[-1].version or low > high:
         raise ValueError
-    shift = next(shift for shift in SHIFTS if (last[1] >> shift) - (first[1] >> shift) < 64)
-    keys = tuple((first[0], shift, number) for number in range(first[1] >> shift, (last[1] >> shift) + 1))
-    return (lambda host: first <= numeric(host.address)[:2] <= last and all(
-        int(part) in octet for part, octet in zip(host.address.split("."), sets))), keys
+    shift = -(-(low ^ high).bit_length() // 4) * 4  # without that many of their last bits they are the same
+    return (lambda host: (version, low) <= numeric(host.address)[:2] <= (version, high) and all(
+        int(part) in octet for part, octet in zip(host.address.split("."), sets))), ((version, shift, low >> shift),)
 def _hostname_tag(text: str) -> tuple[Any, ...]:
     pattern = text.lower().rstrip(".")
     literal = re.match(r"[^*]*\Z|[^*]{4}", pattern) or re.search(r"\.[^*]*\Z", pattern)
@@ -468,20 +453,19 @@ def _rule(text: str) -> tuple[Any, ...]:
     """`PORT PROTOCOL STATE SERVICE [until DATE]`: the original's order is lost, so fields are told apart by kind."""
     plain, *until = re.split(r"(?<=\S)\s+until\s+(?=[0-9]{4}-[0-9]{2}-[0-9]{2}$)", text.lower())
     words = re.sub(r"(?<!\S)([\d*-]+)/(\w+|\*)(?!\S)", r"\1 \2", plain).split()
-    kinds = [_kind(word) for word in words]
-    lacking = [kind for kind in FIELDS if kind not in kinds]
-    if len(words) != 4 or len(lacking) != kinds.count("*"):
-        wanted = [f"one {kind} ({FIELDS[kind]} or *)" for kind in lacking] or ["four words, then until 2027-03-31"]
-        raise ValueError(f"'{shown(text, 60)}' is read as {', '.join(kinds)}", f"write {', '.join(wanted)}")
-    fields = tuple(dict(zip(kinds, words)).get(kind, "*") for kind in FIELDS)
-    return fields, "".join(str(datetime.date.fromisoformat(day)) for day in until)
+    found = dict(zip(map(_kind, words), words))
+    lacking = [f"one {kind} ({FIELDS[kind]} or *)" for kind in FIELDS if kind not in found]
+    if len(words) != 4 or len(lacking) != words.count("*"):
+        wanted = ", ".join(lacking) or "four words, then until 2027-03-31"
+        raise ValueError(f"it is read as {shown(', '.join(map(_kind, words)), 90)}; write {wanted}")
+    return tuple(found.get(kind, "*") for kind in FIELDS), "".join(map(str, map(datetime.date.fromisoformat, until)))
 def _kind(word: str) -> str:
     """Which field a word can only be."""
     if re.fullmatch(r"[0-9*,:-]*[0-9][0-9*,:-]*", word):
         ends = re.fullmatch(rf"({NUMBER})(?:-({NUMBER}))?|[0-9]*\*[0-9*]*", word)
         return "port" if ends and int(ends[1] or 0) <= int(ends[2] or ends[1] or 0) < 65536 else "impossible port"
     return word if word == "*" else next((kind for kind in FIELDS if word in FIELDS[kind].split(", ")), "service")
-INSIDE = {name: Option(pattern, "", metavar, text, read, name=name) for name, pattern, metavar, text, read in (
+INSIDE = {name: Option(pattern, metavar, "", text, read, name=name) for name, pattern, metavar, text, read in (
     ("ip", "[0-9A-Fa-f:.,*/-]+", "ADDRESS|SUBNET|RANGE", "no name; like 192.0.2.25 192.0.2.0/28 192.0.2.1-9", _ip_tag),
     ("hostname", rf"{PLAIN}(?!\d+(?:\.[\d*]+){{3}}$)[^\s,:]+", "NAME", "no address; * is any part", _hostname_tag),
     ("os", PLAIN + r".*\S.*", "TEXT", "a part of what nmap calls the system", _os_tag),
@@ -494,22 +478,18 @@ PIECE = 1 << 20  # expat before 2.6 takes minutes for a large attribute that com
 OF_DOCUMENT = ("nmaprun", "scaninfo", "finished", "hosts")
 OF_HOST = ("host", "status", "address", "hostname", "osmatch", "osclass", "extraports", "ports", "port")
 OF_PORT = ("portid", "protocol", "state", "name", "product", "version", "extrainfo")
+lists_all = {"-op", "-ope", "-open", "--op", "--ope", "--open"}.isdisjoint  # nmap's words; these leave out hosts
 STATUSES = {"up": "audited", "down": "down", "unknown": "not scanned"}
 FORBIDDEN = re.compile(rb"&#(?:0*(?:[0-8]|1[1245-9]|2\d|3[01])|x0*(?:[0-8bcef]|1[\da-f]));", re.IGNORECASE)
-STORED = ("address", "outcome", "names", "os", "ports", "file")  # what run.json keeps of a host of a State
 Attrs = dict[str, str]
 same_port = functools.lru_cache(maxsize=1 << 14)(Port)  # one object for equal ports
-
-def opened(words: Iterable[str]) -> bool:
-    """Whether --open is among nmap's words: then hosts without open ports are not listed."""
-    return not {"-op", "-ope", "-open", "--op", "--ope", "--open"}.isdisjoint(words)
 
 class Document:
     """nmap's XML (its DTD, files of nmap 3.27 to 7.97), kept as it is read: order and completeness don't matter."""
     def __init__(self) -> None:
-        # Each host, and how many ports it lists or sums up (None: it does not say); why the document is not whole;
-        # attributes of elements by their name, of hosts only the last one's.
-        self.hosts, self.problem = list[tuple[HostResult, int | None]](), ""
+        # Each host, and how many ports it lists or sums up (None: it does not say); why the document is not whole; at
+        # which ports nmap looked; attributes of elements by their name, of hosts only the last one's.
+        self.hosts, self.problem, self.looked = list[tuple[HostResult, int | None]](), "", ""
         self.of = {name: [Attrs()] for name in OF_DOCUMENT} | {name: list[Attrs]() for name in OF_HOST}
     def start(self, name: str, attrs: Attrs) -> None:
         if name in ("host", "hosthint"):
@@ -525,12 +505,10 @@ class Document:
         state = of["status"][0].get("state") if of["status"] else "up"
         if of["host"] and addresses and state in STATUSES:
             late, start, end = map(of["host"][0].get, ("timedout", "starttime", "endtime"))
-            names = dict.fromkeys(name for each in of["hostname"] if (name := each.get("name")))
-            systems = dict.fromkeys(_best(of["osmatch"]) + _best(of["osclass"]))
             ports = {port.key: port for port in [_port(*map(each.get, OF_PORT)) for each in of["port"]]}
-            host = HostResult(addresses[0], "timed out" if late == "true" else STATUSES[state], "", tuple(names),
-                              tuple(filter(None, systems)), tuple(ports.values()),
-                              seconds=max(_int(end) - _int(start or end), 0))
+            host = HostResult(addresses[0], "timed out" if late == "true" else STATUSES[state], "",
+                              tuple(_named(of["hostname"])), tuple(_named(of["osmatch"]) | _named(of["osclass"])),
+                              tuple(ports.values()), seconds=max(_int(end) - _int(start or end), 0))
             counted = len(of["port"]) + sum(_int(each.get("count")) for each in of["extraports"])
             self.hosts.append((host, counted if of["ports"] else None))
         of |= {name: [] for name in OF_HOST}
@@ -548,14 +526,15 @@ def read_xml(file: Any) -> Document:
         while piece := file.read(PIECE) + file.readline(PIECE):  # no reference is cut in two
             reader.feed(FORBIDDEN.sub(b"?", piece))  # what XML forbids, and nmap has written
         reader.close()
+        if not (document.of["nmaprun"][-1] and document.of["finished"][-1]):
+            raise ValueError("nmap's closing lines are missing")
     except (SAXException, ValueError, LookupError) as error:
         why = re.sub(r"^<unknown>:(\d+):\d+", r"line \1", str(error).partition("(")[0])
         document.problem = f"not whole: {shown(why, 120)}"
     document.end_host()
-    end = document.of["finished"][-1]
-    if not document.problem and not (document.of["nmaprun"][-1] and end):
-        document.problem = "not whole: nmap's closing lines are missing"
-    elif end.get("exit", "success") != "success":
+    scans = (scan for scan in document.of["scaninfo"] if "services" in scan)
+    document.looked = sys.intern(" ".join(f"{scan['services']}/{scan.get('protocol')}" for scan in scans))
+    if (end := document.of["finished"][-1]).get("exit", "success") != "success":
         document.problem = f"nmap gave up: {shown(end.get('errormsg', ''), 120)}"
     return document
 def _int(text: str | None) -> int:
@@ -565,45 +544,42 @@ def _port(*attributes: str | None) -> Port:
     number, protocol, state, service, product, version, more = (each or "" for each in attributes)
     words = filter(None, (product, version, more and f"({more})"))
     return Port(_int(number), protocol, state, service, " ".join(words))
-def _best(guesses: Sequence[Attrs]) -> list[str]:
-    """What the guesses of the highest accuracy name: a system, or its vendor and family."""
-    most = max((_int(each.get("accuracy")) for each in guesses), default=0)
-    best = (each for each in guesses if _int(each.get("accuracy")) == most)
-    return [" ".join(filter(None, map(each.get, ("name", "vendor", "osfamily")))) for each in best]
+def _named(elements: Sequence[Attrs]) -> dict[str, None]:
+    """What elements name, of guesses those of the highest accuracy: a host, a system, or its vendor and family."""
+    most = max((_int(each.get("accuracy")) for each in elements), default=0)
+    best = (each for each in elements if _int(each.get("accuracy")) == most)
+    names = (" ".join(filter(None, map(each.get, ("name", "vendor", "osfamily")))) for each in best)
+    return dict.fromkeys(filter(None, names))
 
 def judge(document: Document, file: str, asked: str = "") -> Iterator[HostResult]:
-    """The document's hosts with the outcome that the whole document gives them.
-
-    asked: whom nmap was asked for. Then ports must add up to what scaninfo says (lost writes of nmap show so), but for
-    --open, with which nmap does not list all of them, and a host without open ports not at all.
-    """
-    run, scans = document.of["nmaprun"][-1], document.of["scaninfo"]
-    services = sum(_int(scan.get("numservices")) for scan in scans)
-    looked = sys.intern(" ".join(f"{scan['services']}/{scan.get('protocol')}" for scan in scans if "services" in scan))
-    listless = opened(run.get("args", "").split())
-    unlisted = asked and listless and not document.hosts and document.of["hosts"][-1].get("up") == "1"
+    """The document's hosts as all of it judges them; asked: whom nmap was to scan, then a lost write of its shows."""
+    run, services = document.of["nmaprun"][-1], sum(_int(scan.get("numservices")) for scan in document.of["scaninfo"])
+    all_listed = lists_all(run.get("args", "").split())  # if not, ports need not add up, and a host may lack
+    unlisted = asked and not (all_listed or document.hosts) and document.of["hosts"][-1].get("up") == "1"
     for host, counted in [(HostResult(asked, "audited"), services)] if unlisted else document.hosts:
         outcome, reason = host.outcome, "its --host-timeout passed" * (host.outcome == "timed out")
         if document.problem and outcome != "not scanned":
             outcome, reason = "cut off", document.problem
         elif outcome == "audited" and counted is None and services:
             outcome, reason = "timed out", "nmap lists none of its ports"
-        elif outcome == "audited" and asked and not listless and (counted or 0) != services:
+        elif outcome == "audited" and asked and all_listed and (counted or 0) != services:
             outcome, reason = "cut off", f"its ports do not add up: nmap scanned {services} and shows {counted}"
-        yield host._replace(outcome=outcome, reason=reason, looked=looked, file=file, start=_int(run.get("start")))
+        yield host._replace(outcome=outcome, reason=reason, looked=document.looked, file=file,
+                            start=_int(run.get("start")))
 
 def joined(earlier: HostResult, later: HostResult, *, over: bool) -> HostResult:
     """A later result with the ports that an earlier one lists; over: but for those it looked at and does not list."""
     listed, looked = {port.key for port in later.ports}, looked_at(later.looked) if over else ()
     kept = tuple(port for port in earlier.ports if port.key not in listed and port.key not in looked)
-    text = " ".join(sorted({*earlier.looked.split(), *later.looked.split()}))
-    return later._replace(ports=kept + later.ports, looked=sys.intern(text))  # most hosts share it
+    return later._replace(ports=kept + later.ports, looked=_united(earlier.looked, later.looked))
+@functools.lru_cache(maxsize=64)  # most hosts share theirs
+def _united(*lists: str) -> str:
+    return " ".join(sorted({*" ".join(lists).split()}))
 
 def merged(results: Iterable[HostResult]) -> dict[str, HostResult]:
-    """Results by address: of several, the latest and, of the others, the ports that later ones did not look at."""
+    """Results by address: the latest, down only where it never answered, and the ports that only others looked at."""
     found: dict[str, HostResult] = {}
-    rank = {"not scanned": 0, "down": 1}  # who answered one of two scanners is not down
-    for host in sorted(results, key=lambda host: (rank.get(host.outcome, 2), host.start)):
+    for host in sorted(results, key=lambda host: (host.outcome != "not scanned", host.outcome != "down", host.start)):
         if earlier := found.get(host.address):
             host = joined(earlier, host, over=earlier.start < host.start)._replace(
                 names=tuple(dict.fromkeys(host.names + earlier.names)), os=host.os or earlier.os)
@@ -623,76 +599,67 @@ def home(folder: Path) -> Path:
 
 def run_day(run: Run) -> str:
     """The date of a run, like 2026-11-24: its name's or, in a folder of other origin, that of its newest result."""
-    if RUN_ID.fullmatch(run.folder.name):
-        return f"{run.folder.name[:4]}-{run.folder.name[4:6]}-{run.folder.name[6:8]}"
+    with contextlib.suppress(ValueError):  # it has no such name
+        return str(datetime.datetime.strptime(run.folder.name, "%Y%m%d-%H%M%S").date())
     return datetime.date.fromtimestamp(max((host.start for host in run.hosts.values()), default=0)).isoformat()
 
 def result_name(address: str, ending: str = ".xml") -> str:
     """The name of an address's file: `:` and `%` of IPv6 become `_`, and so does whatever no address holds."""
     return re.sub(r"[^0-9A-Za-z.-]", "_", address) + ending
 
-def noted(host: HostResult, names: Iterable[str] = ("outcome", "reason", "seconds", "start")) -> dict[str, Any]:
+def noted(host: HostResult) -> dict[str, Any]:
     """What run.json notes of a host."""
-    return {name: getattr(host, name) for name in names}
+    return {name: getattr(host, name) for name in ("outcome", "reason", "seconds", "start")}
 
 def record_json(record: Mapping[str, Any]) -> bytes:
     """A record as run.json holds it: the hosts of a State by what was looked at, since most of them share that."""
-    states = {name: gathered((host.looked, noted(host, STORED)) for host in state.values())
+    states = {name: gathered((host.looked, host._replace(looked="")._asdict()) for host in state.values())
               for name in ("before", "state") if (state := record.get(name)) is not None}
     return json.dumps({**record, **states}, indent=0).encode()
 
 def read_record(folder: Path) -> dict[str, Any]:
     """A run's run.json; empty where it cannot be used: then the XML tells."""
-    try:
+    with contextlib.suppress(OSError, ValueError, RecursionError, LookupError, AttributeError, TypeError):
         record: dict[str, Any] = json.loads((folder / "run.json").read_bytes(), object_hook=_host)
-        if record["version"] != VERSION or not {"told", "status", "nmap", "ips"} <= record.keys():
-            return {}
         for note in record["hosts"].values():
             OUTCOMES.index(note["outcome"]), note["reason"] + "", note["seconds"] + note["start"]
-        return record | {name: {host.address: host._replace(looked=looked) for looked, several in record[name].items()
-                                for host in several} for name in ("before", "state") if record.get(name) is not None}
-    except (OSError, ValueError, RecursionError, LookupError, AttributeError, TypeError):
-        return {}
+        if record["version"] == VERSION and {"told", "status", "nmap", "ips"} <= record.keys():
+            return record | {name: {host.address: host._replace(looked=looked) for looked, hosts in record[name].items()
+                                    for host in hosts} for name in ("before", "state") if record.get(name) is not None}
+    return {}
 def _host(found: dict[str, Any]) -> Any:
     """A host of a State, its ports shared with others; any other object of run.json as it is."""
-    if not isinstance(found.get("ports"), list):
-        return found
-    ports = tuple(itertools.starmap(same_port, found["ports"]))
-    return HostResult(**found | {"names": tuple(found["names"]), "os": tuple(found["os"]), "ports": ports})
+    ports = found.get("ports")
+    return found if not isinstance(ports, list) else HostResult(**found | {
+        "names": tuple(found["names"]), "os": tuple(found["os"]), "ports": tuple(itertools.starmap(same_port, ports))})
 
 def read_run(folder: Path, record: dict[str, Any] | None = None) -> Run:
     """What a run directory, or any folder with nmap's XML, holds: a result for each address that was asked for."""
     record = record or read_record(folder)
     names = os.listdir(folder) if folder.is_dir() else []
     paths = {name: path for name in names if name[0] != "." and os.path.isfile(path := os.path.join(folder, name))}
-    lists = paths.keys() & {"targets.xml", "targets6.xml"}
-    files = [_read_file(paths[name]) for name in sorted(lists if record or lists else paths)]
-    found = merged(itertools.chain(*(hosts for hosts, _ in files)))
-    if not record and not lists:
-        hosts = {address: host for address, host in found.items() if host.outcome != "not scanned"}
-        return Run(folder, hosts, {}, tuple(remark for _, remark in files if remark))
-    hosts = {}
-    for address, note in (dict.fromkeys(found) | record.get("hosts", {})).items():
+    lists = paths.keys() & {"targets.xml", "targets6.xml"}  # a run's; other folders were asked for what they hold
+    files = [_read_file(paths[name]) for name in sorted(lists if record else lists or paths)]
+    hosts = merged(host for found, _ in files for host in found if lists or host.outcome != "not scanned")
+    for address, note in (dict.fromkeys(hosts if lists else ()) | record.get("hosts", {})).items():
         path = paths.get(result_name(address)) or paths.get(result_name(address, ".part"), "")
-        listed = found.get(address, NOBODY).names
-        host = HostResult(address, "not scanned", "there is no result of it", listed, file=path)
+        host = NOBODY._replace(address=address, names=hosts.get(address, NOBODY).names, file=path)
         of_this_run = [each for each in _read_file(path, address)[0] if not note or note["start"] == each.start]
         kept = ("seconds",) if note and note["outcome"] == "audited" else ("outcome", "reason", "seconds")
         hosts[address] = merged([host, *of_this_run])[address]._replace(**{name: note[name] for name in kept if note})
-    remark = f"{folder}/run.json is lost, damaged or of another version; its XML is read instead"
-    return Run(folder, hosts, record, (remark,) * (not record))
+    lost = f"{folder}/run.json is lost, damaged or of another version; its XML is read instead"
+    remarks = [lost] * bool(lists or "run.json" in paths) + [remark for _, remark in files if remark]
+    return Run(folder, hosts, record, () if record else tuple(remarks))
 def _read_file(path: str, asked: str = "") -> tuple[list[HostResult], str]:
-    """The hosts of a file, of one of our own only the address that it is of; and what is wrong with the file."""
-    document = Document()
+    """The hosts of a file (asked: the address that one of our own is of), and what is wrong with the file."""
     try:
         with open(path, "rb") as file:
-            if path.lower().endswith(".xml") or re.match(rb"(?s)\W*<.*nmaprun", file.read(4096).replace(b"\0", b"")):
-                file.seek(0)
-                document = read_xml(file)
+            begin = file.peek()[:4096].replace(b"\0", b"")
+            is_xml = path.lower().endswith(".xml") or re.match(rb"(?s)\W*<.*nmaprun", begin)
+            document = read_xml(file) if is_xml else Document()
     except OSError as error:
-        document.problem = str(error.strerror)
-    hosts = [host for host in judge(document, path, asked) if asked in ("", host.address)]
-    return hosts, document.problem and f"{path}: {document.problem}"
+        return [], f"{path}: {error.strerror}"
+    return list(judge(document, path, asked)), document.problem and f"{path}: {document.problem}"
 
 # ---- Keeping files --------------------------------------------------------------------------------------------------
 def write_file(path: Path, data: bytes) -> bool:
@@ -713,8 +680,7 @@ def say(text: str, before: str = "", live: str = "") -> None:
     with contextlib.suppress(OSError, AttributeError, ValueError):
         wipe = "\r\x1b[J" * (sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb")  # all of a shrunk line
         drawn = f"{wipe}\x1b[?7l{live}\x1b[?7h\r"  # cut by the terminal where it is too long
-        lines = [f"{wipe}{before}{line}\n" for line in text.splitlines()]
-        sys.stderr.write(drawn if live and wipe else "".join(lines))
+        sys.stderr.write(drawn if live and wipe else "".join(f"{wipe}{before}{line}\n" for line in text.splitlines()))
 complain = functools.partial(say, before="nmap-audit: ")
 
 def locked(directory: Path) -> TextIO:
@@ -725,8 +691,7 @@ def locked(directory: Path) -> TextIO:
             raise PermissionError(1, "it is somebody else's", "owner")  # who could put links into it
         file = open(os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+", errors="replace")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        file.truncate()
-        os.write(file.fileno(), f"pid {os.getpid()} since {time.strftime('%F %T')}\n".encode())
+        file.truncate(file.write(f"pid {os.getpid()} since {time.strftime('%F %T')}\n"))
         return file
     except BlockingIOError:
         who = shown(file.read(80).strip())
@@ -742,20 +707,22 @@ def list_runs(directory: Path) -> list[Path]:
 
 def make_run(directory: Path) -> Path:
     """A new run folder, named by the local time; by a later one where the clock stepped back, so that names sort."""
-    newest = max(filter(RUN_ID.fullmatch, os.listdir(directory)), default="19700101-000000")
-    later = datetime.datetime.strptime(newest, "%Y%m%d-%H%M%S") + datetime.timedelta(seconds=1)
-    (folder := directory / max(datetime.datetime.now(), later).strftime("%Y%m%d-%H%M%S")).mkdir(mode=0o700)
+    now = datetime.datetime.now()
+    for name in filter(RUN_ID.fullmatch, os.listdir(directory)):
+        with contextlib.suppress(ValueError, OverflowError):  # it is of no day
+            now = max(now, datetime.datetime.strptime(name, "%Y%m%d-%H%M%S") + datetime.timedelta(seconds=1))
+    (folder := directory / now.strftime("%Y%m%d-%H%M%S")).mkdir(mode=0o700)
     return folder
 
 # ---- Scanning -------------------------------------------------------------------------------------------------------
 FILE_OPTIONS = "--?(exclude-?file|datadir|servicedb|versiondb|script-args-file)"  # their files may stand here
-OUTPUT_BYTES, ERROR_BYTES, MOST_BATCH, MOST_REFUSALS = 256 << 20, 1 << 20, 256, 8
-LEAST_BATCH = {"-s[A-Z]*U": 8, "-O|-A": 13, "-sV|-sC|-A|--script": 64}  # what a process is worth, by what NMAP holds
+OUTPUT_BYTES, ERROR_BYTES, MOST_BATCH, MOST_REFUSALS = 256 << 20, 1 << 20, 256, 32
+LEAST_BATCH = {"-s[A-Z]*U": 8, "-O|-A": 13, "-sV|-sC|--script": 64, "": 32}  # what a process is worth, by NMAP
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CUT_END = b'<!-- nmap-audit: nmap ended %s -->\n<runstats><finished exit="success"/></runstats>\n</nmaprun>\n'
 HOST_ELEMENT = re.compile(rb"<host[ >].*?</host>\s*", re.DOTALL)  # nmap escapes every < that is no tag's
 # A command, and what is done with what it leaves: that gives the jobs that come of it, if any.
-Job = NamedTuple("Job", [("words", Sequence[str]), ("done", Callable[[Output], Sequence[Any] | None])])
+Job = NamedTuple("Job", [("words", Sequence[str]), ("done", Callable[[Output], Iterable[Any] | None])])
 
 def find_program(name: str) -> str | None:
     """A program's full path; looked for where cron's PATH does not reach, too."""
@@ -765,18 +732,16 @@ def nmap_words(nmap: Sequence[str]) -> list[str]:
     """NMAP's words with the program's full path. AuditError where there is none."""
     if not (program := find_program(nmap[0])):
         raise AuditError(os.EX_UNAVAILABLE, f"{shown(nmap[0])}: not found; apt-get install nmap, or change NMAP")
-    local = nmap_at(nmap) == 0
-    return [os.path.abspath(program), *(os.path.abspath(word) if local and re.fullmatch(FILE_OPTIONS, before) else word
-                                        for before, word in zip(nmap, nmap[1:]))]
+    return [os.path.abspath(program), *(
+        os.path.abspath(word) if re.fullmatch(FILE_OPTIONS, before) and os.path.exists(word) else word
+        for before, word in zip(nmap, nmap[1:]))]  # one that is not here may be where ssh goes
 
 def list_words(words: Sequence[str]) -> list[str]:
     """The command that lists targets: of nmap's options only those that the list depends on (-sL refuses others)."""
-    at = nmap_at(words) + 1
-    kept = [*words[:at], "-sL", "-n"]
-    for word, value in zip(words[at:], [*words[at + 1:], "-"]):
-        if re.fullmatch("--?(exclude|exclude-?file|dns-servers|system-dns|6)(=.*)?", word.replace("_", "-"), re.DOTALL):
-            kept += [word, value][:1 if "=" in word or value.startswith("-") else 2]
-    return kept
+    at, valued = nmap_at(words), "--?(exclude|exclude[-_]?file|dns[-_]servers)"  # a value is the next word, or behind =
+    kept = [word for before, word in zip(words[at:], words[at + 1:])
+            if re.fullmatch(valued, before) or re.match(f"({valued}|--?(system[-_]dns|6))(=|$)", word)]
+    return [*words[:at + 1], "-sL", "-n", *kept]
 
 class Nmap(subprocess.Popen[bytes]):
     """A job's command at work. It writes to files without a name: whatever ends it, what it wrote by then is there."""
@@ -786,30 +751,34 @@ class Nmap(subprocess.Popen[bytes]):
         env = {name: value for name, value in os.environ.items() if not re.match("NMAP(DIR|_ARGS|_(UN)?PRIV)", name)}
         # A kill -9 of this program must end nmap too, and only the kernel is left to see to that.
         guard = [setpriv, "--pdeathsig", "KILL"] if (setpriv := find_program("setpriv")) else []
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # else one ends us when it is started and not yet known
+        late, limits = list[int](), resource.getrlimit(resource.RLIMIT_FSIZE)
+        # A signal now would end us when nmap is started and not yet known: it has to wait.
+        stops = {each: signal.signal(each, lambda number, _: late.append(number)) for each in SIGNALS}
         try:
+            with contextlib.suppress(ValueError):  # there is a lower limit
+                resource.setrlimit(resource.RLIMIT_FSIZE, (OUTPUT_BYTES, limits[1]))  # kills what writes without an end
             super().__init__([*guard, *job.words], stdin=subprocess.DEVNULL, stdout=self.files[0], stderr=self.files[1],
-                             env=env, cwd="/", start_new_session=True, preexec_fn=_free)  # no stranger's script is in /
+                             env=env, cwd="/", start_new_session=True)  # no stranger's script is in /
             working[self.pid] = self
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    def end(self, status: int) -> Sequence[Job]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            for number, stop in stops.items():
+                signal.signal(number, stop)
+        for each in late:
+            signal.raise_signal(each)
+    def end(self, status: int) -> Iterable[Job]:
         with self.files[0] as out, self.files[1] as err:
             out.seek(0)
             err.seek(max(0, err.seek(0, os.SEEK_END) - ERROR_BYTES))
             self.returncode, said = status, err.read().decode("utf-8", "replace")
             return self.job.done(Output(status, out.read(), said, time.monotonic() - self.started)) or ()
-def _free() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    with contextlib.suppress(ValueError, OSError):  # there is a lower limit
-        resource.setrlimit(resource.RLIMIT_FSIZE, (OUTPUT_BYTES, OUTPUT_BYTES))  # kills what writes without an end
 
 def run_jobs(jobs: Iterable[Job], folder: Path, workers: int) -> None:
     """Runs commands, so many at once, those that come of others first; nothing of them is left running, ever."""
-    waiting, working, places = list(jobs), dict[int, Nmap](), threading.Semaphore(workers)
+    jobs, waiting, working, places = iter(jobs), list[Job](), dict[int, Nmap](), threading.Semaphore(workers)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, nobody is told how a process ended
     try:
-        while waiting or working:
+        while (waiting := waiting or [*itertools.islice(jobs, 1)]) or working:
             if waiting and places.acquire(blocking=False):
                 try:
                     Nmap(job := waiting.pop(0), folder, working)
@@ -869,10 +838,7 @@ def _last_words(err: str) -> str:
 
 class Scanner:
     """The program at work on a run: what nmap says is kept, what goes wrong is told and leaves one of the statuses."""
-    began = saved = whole = worked = 0.0  # when scanning began, run.json was written; seconds of work in all, and done
-    done = ports = 0  # addresses scanned, and the ports found so far
-    work: dict[str, float] = {}  # by address: its seconds last time, and one
-    patience = float(MOST_REFUSALS)  # how often nmap may refuse a single address; once it did any work, endless
+    done = ports = refusals = 0  # addresses scanned, ports found so far, how often in a row nmap did not begin to scan
     def __init__(self, config: Config) -> None:
         self.config, self.statuses, self.words, self.run = config, [0], list[str](), Run(Path(), {}, {})
     def fail(self, status: int, text: str) -> None:
@@ -894,46 +860,46 @@ class Scanner:
         self.attempt(write_file, run.folder / "run.json", record_json(run.record))
     def scan_targets(self) -> None:
         """Scans each address that nmap lists of the targets and that has no whole result."""
-        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # a process needs two, and three to be started
-        self.workers = max(1, min(self.config.max_threads, (files - 24) // 2))
-        words, record = list_words(self.words), self.run.record
-        lists = gathered((f"targets{'6' * ('-6' in words or ':' in target)}.xml", target) for target in self.config.ips)
+        config, folder, hosts = self.config, self.run.folder, self.run.record["hosts"]
+        workers = max(1, min(config.max_threads, (os.sysconf("SC_OPEN_MAX") - 24) // 2))  # a process needs two files
+        self.zones = {target.partition("%")[0]: target for target in config.ips if "%" in target}
+        self.work = dict[str, float]()  # by address: its seconds last time, and one
         try:
-            run_jobs([job for name, targets in lists.items() for job in self._jobs(
-                words, targets, len(targets), functools.partial(self._listed, name))], self.run.folder, self.workers)
-            if not record["hosts"]:
-                raise AuditError(os.EX_CONFIG, f"{self.config.ips_where}: every address of IPS is excluded; change one")
+            run_jobs(self._jobs(list_words(self.words), config.ips, MOST_ADDRESSES, self._listed), folder, workers)
+            if not self.work and not hosts:
+                raise config.refusal("IPS", "every address of IPS is excluded; change one")
+            runs = (read_record(run) for run in reversed(list_runs(folder.parent)))
+            last = next((run["hosts"] for run in runs if run.get("status") == "finished"), dict[str, Any]())
+            self.work |= {address: 1 + last[address]["seconds"] for address in self.work.keys() & last}
+            self.began, self.whole, self.worked = time.monotonic(), sum(self.work.values()), 0.0  # seconds of work
+            slowest = sorted(self.work, key=self.work.__getitem__, reverse=True)
+            shares = workers * math.ceil(len(self.work) / workers / MOST_BATCH) or 1  # few waves: each mostly waits
+            least = next(size for kind, size in LEAST_BATCH.items() if re.search(kind, " ".join(config.nmap)))
+            size = int(config.batch) if config.batch.isdigit() else max(least, math.ceil(len(self.work) / shares))
+            size = size if lists_all(config.nmap) else 1
+            run_jobs(self._jobs(self.words, slowest, size, functools.partial(self._scanned, False)), folder, workers)
         finally:
-            say("", live=" " * (not self.config.quiet))
+            say("", live=" " * (not config.quiet))
             self.save(self.run, status="interrupted")  # it will be finished when its report is made
-    def _jobs(self, words: Sequence[str], targets: Sequence[str], size: int, done: Callable[..., Any]) -> list[Job]:
-        zones = {target.partition("%")[0]: target for target in self.config.ips if "%" in target}
-        six = ["-6"] * (":" in "".join(targets[:1]) and "-6" not in words)
-        parts = [targets[at:at + size] for at in range(0, len(targets), size)]
-        return [Job([*words, *six, "-oX", "-", "--", *(zones.get(target, target) for target in part)],
-                    functools.partial(done, part)) for part in parts]
-    def _listed(self, name: str, targets: Sequence[str], output: Output) -> Sequence[Job]:
-        """Notes which targets nmap cannot list; what it lists is scanned, first those that took longest last time."""
-        config, document, hosts = self.config, read_xml(io.BytesIO(output.out)), self.run.record["hosts"]
-        whole = self.attempt(write_file, self.run.folder / name, output.out) and not (output.status or document.problem)
+    def _jobs(self, words: Sequence[str], targets: Iterable[str], size: int, done: Callable[..., Any]) -> Iterator[Job]:
+        """Commands for so many targets each, of one address family."""
+        for six, family in gathered((":" in target, target) for target in targets).items():
+            for part in (family[at:at + size] for at in range(0, len(family), size)):
+                yield Job([*words, *["-6"] * (six and "-6" not in words), "-oX", "-", "--",
+                           *(self.zones.get(each, each) for each in part)], functools.partial(done, part))
+    def _listed(self, targets: Sequence[str], output: Output) -> None:
+        """Notes what nmap lists, and which targets it cannot."""
+        document, hosts = read_xml(io.BytesIO(output.out)), self.run.record["hosts"]
+        path = self.run.folder / f"targets{'6' * (':' in targets[0])}.xml"
+        whole = not (output.status or document.problem) and self.attempt(write_file, path, output.out)
         missing = re.findall(r'Failed to resolve "([^"\n]*)"', output.err) if whole else targets
         reason = "nmap could not resolve it" if whole else f"nmap could not list it: {_last_words(output.err)}"
         hosts |= {shown(each): noted(HostResult("", "failed", reason)) for each in missing if shown(each) not in hosts}
-        runs = (read_record(folder) for folder in reversed(list_runs(self.run.folder.parent)))
-        last = next((run["hosts"] for run in runs if run.get("status") == "finished"), dict[str, Any]())
-        work = {host.address: 1 + last.get(host.address, noted(NOBODY))["seconds"] for host, _ in document.hosts
-                if host.address not in hosts}
-        self.began, self.work, self.whole = time.monotonic(), {**self.work, **work}, self.whole + sum(work.values())
-        slowest_first = sorted(work, key=work.__getitem__, reverse=True)
-        processes = self.workers * math.ceil(len(work) / self.workers / MOST_BATCH) or 1  # few waves: each mostly waits
-        least = min((size for kind, size in LEAST_BATCH.items() if re.search(kind, " ".join(config.nmap))), default=32)
-        size = 1 if opened(config.nmap) else config.batch or max(least, math.ceil(len(work) / processes))
-        return self._jobs(self.words, slowest_first, size, functools.partial(self._scanned, False))
-    def _scanned(self, again: bool, batch: Sequence[str], output: Output) -> Sequence[Job]:
+        self.work |= {host.address: 1 for host, _ in document.hosts if host.address not in hosts}
+    def _scanned(self, again: bool, batch: Sequence[str], output: Output) -> Iterator[Job]:
         """Keeps what nmap says of a batch; what it did not finish is tried again in smaller ones, down to one."""
-        began = output.status <= 0 or 128 <= output.status < 255 or b"<scaninfo" in output.out
-        self.patience = math.inf if began else self.patience - (len(batch) == 1)
-        hope = self.patience >= 0 and not (again and len(batch) == 1)
+        self.refusals = 0 if not output.status or b"<scaninfo" in output.out else self.refusals + 1
+        hope = self.refusals < MOST_REFUSALS and not (again and len(batch) == 1)
         found = gathered((hope and host.outcome in ("cut off", "failed"), (host, data))
                          for host, data in batch_results(output, batch))
         for host, data in found.get(False, ()):
@@ -942,12 +908,11 @@ class Scanner:
         return self._jobs(self.words, rest, max(1, len(batch) // 8), functools.partial(self._scanned, True))
     def _keep(self, host: HostResult, data: bytes) -> None:
         """Notes a result and says so: a line for each host; on a terminal one for all, drawn again and again."""
-        whole, total = host.outcome in ("audited", "timed out"), len(self.work)
-        path = self.run.folder / result_name(host.address, ".xml" if whole else ".part")
+        total, ports = len(self.work), sum(port.state != "closed" for port in host.ports)
+        path = self.run.folder / result_name(host.address, ".part" if host.outcome in ("cut off", "failed") else ".xml")
         if host.outcome != "down" and data and not self.attempt(write_file, path, data):
             host = host._replace(outcome="failed", reason="its result could not be written")
         self.run.record["hosts"][host.address] = noted(host)
-        ports = sum(port.state != "closed" for port in host.ports)
         self.done, self.ports, self.worked = self.done + 1, self.ports + ports, self.worked + self.work[host.address]
         left = datetime.timedelta(seconds=int((time.monotonic() - self.began) * (self.whole / self.worked - 1)))
         what = f"{ports} port{'s' * (ports != 1)}" if host.outcome == "audited" else host.outcome
@@ -955,9 +920,8 @@ class Scanner:
         if not self.config.quiet:
             say(f"[{self.done}/{total}] {shown(str(host), 100)} {what}, {host.seconds:.1f} s",
                 live=f"{bar} {self.done}/{total} hosts, {self.ports} ports, {left} left")
-        if time.monotonic() - self.saved > 10 + total / 1000:
+        if self.done % (total // 20 + 1) == 0:  # often enough for one that is killed, and not at each of 65,536
             self.save(self.run)
-            self.saved = time.monotonic()
 
 # ---- Remembering ----------------------------------------------------------------------------------------------------
 def fold(state: State, run: Run) -> dict[str, HostResult]:
@@ -969,7 +933,7 @@ def fold(state: State, run: Run) -> dict[str, HostResult]:
         if host.outcome == "audited":
             ports = tuple(same_port(*port[:4], "", since.get(port.key, day)) for port in host.ports
                           if port.state != "closed")
-            now = host._replace(reason="", ports=ports, start=0, seconds=0.0, file=run.folder.name)
+            now = host._replace(ports=ports, start=0, seconds=0.0, file=run.folder.name)
             after[host.address] = joined(known, now, over=True)
         elif host.outcome == "down" and known.outcome == "audited":
             after[host.address] = known._replace(outcome="down")
@@ -978,12 +942,11 @@ def fold(state: State, run: Run) -> dict[str, HostResult]:
 def last_told(run: Run) -> tuple[dict[str, HostResult] | None, list[str]]:
     """What the last run told before this one left, None for nothing; and remarks. The XML stands in for a run.json."""
     state, remarks, lost = run.record.get("before"), list[str](), list[Path]()
-    if run.record.get("told") and "before" in run.record:
-        return state, []
-    for folder in reversed([each for each in list_runs(home(run.folder)) if each.name < run.folder.name]):
+    earlier = [] if run.record.get("told") else list_runs(home(run.folder))
+    for folder in reversed([each for each in earlier if each.name < run.folder.name]):
         if not (record := read_record(folder)):  # read_run says why
             lost.append(folder)
-        elif record["told"] and "state" in record:
+        elif "state" in record:  # it was told
             state = record["state"]
             break
     for each in map(read_run, reversed(lost)):
@@ -992,10 +955,10 @@ def last_told(run: Run) -> tuple[dict[str, HostResult] | None, list[str]]:
     return state, remarks
 
 # ---- Filtering ------------------------------------------------------------------------------------------------------
-def differing(rule: Rule, fields: Fields, day: str = "") -> list[str]:
-    """Which fields of a rule do not hold those of a port, or of another rule; `until` where it has ended by a day."""
+def differing(rule: Rule, fields: Fields, day: str = "") -> list[int]:
+    """Which fields of a rule do not hold those of a port, or of another rule; behind them, that it ended by a day."""
     fine = (_within(rule.fields[0], fields[0]), *map(like, rule.fields[1:], fields[1:]), rule.holds(day))
-    return [name for name, well in zip((*FIELDS, "until"), fine) if not well]
+    return [at for at, well in enumerate(fine) if not well]
 def _within(ports: str, others: str) -> bool:
     low, dash, high = ports.partition("-")
     least, _, most = others.partition("-")
@@ -1003,26 +966,24 @@ def _within(ports: str, others: str) -> bool:
         return least.isdigit() and int(low) <= int(least) and int(most or least) <= int(high)
     return ports == "*" or not most and like(ports, others)
 
+def rules_by(groups: Iterable[Group], *keys: str) -> Iterator[Rule]:
+    """The rules of groups under any of these keys, see Group.by."""
+    return (rule for group in groups for key in keys for rule in group.by.get(key, ()))
+
 @functools.lru_cache(maxsize=1 << 16)
 def accepting(groups: tuple[Group, ...], fields: Fields, day: str) -> tuple[Rule, ...]:
     """The rules of these groups that accept a port."""
-    return tuple(rule for group in groups for word in (fields[0], "*") for rule in group.by_word.get(word, ())
-                 if not differing(rule, fields, day))
+    return tuple(rule for rule in rules_by(groups, f"port {fields[0]}", "port *") if not differing(rule, fields, day))
 
 @functools.lru_cache(1 << 16)
 def near_misses(groups: tuple[Group, ...], fields: Fields, day: str) -> dict[Rule, str]:
     """The rules that would accept a port but for one thing, and that; of another port where they name its service."""
-    found, words = dict[Rule, str](), list(filter(None, (*fields, "*")))
-    for rule in (rule for group in groups for word in words for rule in group.by_word.get(word, ())):
-        if len(found) == 8:
-            break  # more of them help nobody
-        wrong = differing(rule, fields, day)
-        if wrong == ["until"]:
-            found[rule] = f"it ended on {rule.until}"
-        elif len(wrong) == 1 and "*" not in rule.fields[3 if wrong == ["port"] else 0]:
-            at = list(FIELDS).index(wrong[0])
-            found[rule] = f"its {wrong[0]} is {rule.fields[at]} and nmap says {fields[at] or 'none'}"
-    return found
+    likely = dict.fromkeys(rules_by(groups, f"port {fields[0]}", f"service {fields[3]}", "port *"))
+    near = ((rule, wrong[0]) for rule in likely if len(wrong := differing(rule, fields, day)) == 1)
+    found = ((rule, f"it ended on {rule.until}" if at == len(FIELDS) else
+              f"its {[*FIELDS][at]} is {rule.fields[at]} and nmap says {fields[at] or 'none'}")
+             for rule, at in near if at == len(FIELDS) or "*" not in rule.fields[0 if at else 3])
+    return dict(itertools.islice(found, 8))  # more of them help nobody
 
 def index(groups: Sequence[Group]) -> Callable[[HostResult], tuple[Group, ...]]:
     """What tells the groups of a host: found by the keys of their tags, where tags have keys, and else asked for."""
@@ -1042,15 +1003,15 @@ def met(rule: Rule, host: HostResult) -> bool:
     shut = rule.fields[2] == "closed" and key in looked_at(host.looked) and all(key != port.key for port in host.ports)
     return shut or any(not differing(rule, port.fields) for port in host.ports)
 
-def find(run: Run, state: State, groups: Sequence[Group]) -> list[Finding]:
-    """What a run says beside what is remembered: of rules, then of each address and its ports in their order."""
+def find(run: Run, state: State, groups: Sequence[Group], near: bool = False) -> list[Finding]:
+    """What a run says beside what is remembered: of rules, then of each address and its ports (near: misses too)."""
     day, groups_of = run_day(run), index(groups)
     late = str(datetime.date.fromisoformat(day) + datetime.timedelta(days=14))  # rules that end by then are named
     found = [Finding(NOBODY, "lapsing", rules=(rule,), why=rule.until + " (ended)" * (not rule.holds(day)))
              for group in groups for rule in group.rules if not rule.holds(late)]
     for host in sorted(run.hosts.values(), key=lambda host: numeric(host.address)):
         known, members, audited = state.get(host.address, NOBODY), groups_of(host), host.outcome == "audited"
-        rows = sorted(_ports(host, known, members, day), key=lambda each: (each.port.protocol, each.port.number))
+        rows = sorted(_ports(host, known, members, day, near), key=lambda each: (each.port.protocol, each.port.number))
         said = {"host gone": known.outcome == "audited" and host.outcome == "down",
                 "host new": audited and state and known is NOBODY,
                 "regrouped": audited and known is not NOBODY and (known.names, known.os) != (host.names, host.os)
@@ -1060,160 +1021,144 @@ def find(run: Run, state: State, groups: Sequence[Group]) -> list[Finding]:
         clean = audited and all(each.table == "ignored" for each in rows)
         found += (*rows, Finding(host, "host", before=known.outcome, why="clean" if clean else host.outcome))
     return found
-def _ports(host: HostResult, known: HostResult, members: tuple[Group, ...], day: str) -> Iterator[Finding]:
+def _ports(host: HostResult, known: HostResult, members: tuple[Group, ...], day: str, near: bool) -> Iterator[Finding]:
     lost, audited = {port.key: port for port in known.ports}, host.outcome == "audited"
     for port in (port for port in host.ports if port.state != "closed"):
         before, rules = lost.pop(port.key, NOTHING), accepting(members, port.fields, day)
-        change = "new" if port.key in looked_at(known.looked) else "first look"
-        if before.state:
-            change = "standing" if before.state == port.state else "changed"
-        port = same_port(*port[:5], before.first_seen or day)
-        yield Finding(host, change, port, before.state, rules)
-        if not rules:
-            yield from (Finding(host, "near", port, "", (rule,), why)
-                        for rule, why in near_misses(members, port.fields, day).items())
+        change = ("standing" if before.state == port.state else "changed") if before.state else (
+            "new" if port.key in looked_at(known.looked) else "first look")
+        yield Finding(host, change, same_port(*port[:5], before.first_seen or day), before.state, rules)
+        for rule, why in near_misses(members, port.fields, day).items() if near and not rules else ():
+            yield Finding(host, "near", port, "", (rule,), why)
     looked = looked_at(host.looked) if audited else ()
     yield from (Finding(host, "gone", port, port.state) for port in lost.values()
                 if port.state in ("open", "open|filtered") and port.key in looked)
-    expected = (rule for group in members for rule in group.by_word.get("expect", ()))
     yield from (Finding(host, "missing", Port(_int(rule.fields[0]), *rule.fields[1:]), "", (rule,))
-                for rule in expected if audited and rule.holds(day) and not met(rule, host))
+                for rule in rules_by(members, "expect") if audited and rule.holds(day) and not met(rule, host))
 
 # ---- Reporting ------------------------------------------------------------------------------------------------------
-LOW = ("HOST", "PORT", "PROTOCOL", "STATES", "SERVICE")
-FULL = ("ADDRESS", "NAME", "OS", *LOW[1:], "VERSION", "FIRST SEEN")
-TABLES: dict[str, tuple[str, tuple[str, ...]]] = {  # title and columns; without any they are LOW or FULL
-    "not audited": ("Not audited", ("HOST", "FILE")),
-    "lapsing": ("Rules that lapse", ("LINE", "GROUP", "UNTIL", "RULE")),
-    "missing": ("Missing: expected and not there", (*LOW, "LINE", "GROUP")),
-    "new": ("New", ()), "changed": ("Changed", ()), "first look": ("First look", ()),
-    "standing": ("Standing: told before, neither accepted nor closed", ()), "gone": ("Gone", ()),
-    "host gone": ("Hosts gone: up before, down now", ("HOST",)), "host new": ("Hosts new", ("HOST",)),
-    "regrouped": ("Hosts that changed group (their name or OS guess changed)", ("HOST",)),
-    "near": ("Near misses: rules that would accept a port but for one thing", (*LOW[:3], "LINE", "WHY")),
-    "ignored": ("Ignored", (*LOW, "LINE", "GROUP")),
-    "host": ("Hosts", ("HOST", "OUTCOME", "SECONDS", "FILE"))}
+LOW = ("host", "port", "protocol", "states", "service")
+FULL = ("address", "name", "os", *LOW[1:], "version", "first_seen")
+TABLES: dict[str, tuple[str, ...]] = {  # run.json's list of it, its title and columns (none: LOW or FULL)
+    "not audited": ("", "Not audited", "host", "file"),
+    "lapsing": ("", "Rules that lapse", "line", "group", "until", "rule"),
+    "missing": ("missing", "Missing: expected and not there", *LOW, "line", "group"),
+    "new": ("findings", "New"), "changed": ("findings", "Changed"), "first look": ("findings", "First look"),
+    "standing": ("findings", "Standing: told before, neither accepted nor closed"), "gone": ("gone", "Gone"),
+    "host gone": ("gone", "Hosts gone: up before, down now", "host"), "host new": ("hosts_new", "Hosts new", "host"),
+    "regrouped": ("regrouped", "Hosts that changed group (their name or OS guess changed)", "host"),
+    "near": ("", "Near misses: rules that would accept a port but for one thing", *LOW[:3], "line", "why"),
+    "ignored": ("ignored", "Ignored", *LOW, "line", "group"),
+    "host": ("", "Hosts", "host", "outcome", "seconds", "file")}
 SHOWN = {"none": 2, "low": 11, "med": 12, "medium": 12, "high": 14}  # how many of them a level of DETAIL shows
-LISTS = {**dict.fromkeys(PORT_CHANGES, "findings"), "gone": "gone", "host gone": "gone", "missing": "missing",
-         "host new": "hosts_new", "regrouped": "regrouped", "ignored": "ignored"}  # which of run.json's holds a table
 TELLING = ("findings", "gone", "missing", "regrouped", "lapsing", "not audited")  # what is worth a mail
-CSV = {"IP": "ADDRESS", "Hostname": "NAME", "OS": "OS", "Port": "PORT", "Protocol": "PROTOCOL", "State": "STATE",
-       "Service": "SERVICE", "Version": "VERSION", "Change": "CHANGE", "First Seen": "FIRST SEEN"}
-FORMULA = tuple("=+-@|%\uff1d\uff0b\uff0d\uff20")  # what begins one
-WIDTHS = {"NAME": 40, "OS": 30, "SERVICE": 24, "VERSION": 40, "GROUP": 30, "WHY": 80, "FILE": 4096}
-STYLES = {"<h3>(Not audited|Missing|New|Changed)": r'<h3><span style="color:#d33">\1</span>',
-          "<h3>(Gone|Hosts gone)": r'<h3><span style="color:#a4c">\1</span>',
-          "<table>": '<table style="display:block;overflow:auto;white-space:nowrap;text-align:left">',
-          "<(t[dh])>": r'<\1 style="padding:1px 8px">'}
+CSV = {"IP": "address", "Hostname": "name", "OS": "os", "Port": "port", "Protocol": "protocol", "State": "state",
+       "Service": "service", "Version": "version", "Change": "change", "First Seen": "first_seen"}
+FORMULA = r"^(?=\s*[-=+@|%\uff1d\uff0b\uff0d\uff20])"  # the place before one; a ' there makes it text
+WIDTHS = {"name": 40, "os": 30, "service": 24, "version": 40, "group": 30, "why": 80, "file": 4096}
+COLOURS = {**dict.fromkeys(("not audited", "missing", "new", "changed"), "#d33"), "gone": "#a4c", "host gone": "#a4c"}
+TABLE = '<table cellpadding="4" style="display:block;overflow:auto;white-space:nowrap;text-align:left">'
 PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>nmap-audit</title>
-<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark"></head>
-<body style="font:14px sans-serif;overflow-wrap:anywhere">
+<html lang="en"><head><meta charset="utf-8"><title>nmap-audit</title><meta name="color-scheme" content="light dark">
+<meta name="viewport" content="width=device-width"></head><body style="font:14px sans-serif;overflow-wrap:anywhere">
 {}</body></html>
 """
 Found = Mapping[str, Sequence[Finding]]  # by table
-Section = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # title, headings, rows
+Section = tuple[str, str, Sequence[str], Sequence[Sequence[str]]]  # colour, title, headings, rows; or only a text
 MOST_ROWS, MOST_BARS = 20000, 8  # of a table, of the most frequent ports
 
 def make_report(run: Run, findings: Sequence[Finding], config: Config) -> Report:
     """The report of a run as DETAIL and NO-HUMAN want it; a phone's preview of the mail shows its first line."""
     of = gathered((each.table, each) for each in findings)
     counts = collections.Counter(name for each in findings for name in {
-        each.table, LISTS.get(each.table, ""), each.host.outcome if each.table == "host" else ""})
-    head, foot, tables = _head(of, counts), _foot(run, of, counts, config.detail == "high"), [*_tables(of, config)]
-    text, page = "\n\n".join(_parts(head, tables, foot, "simple")) + "\n", ""
+        each.table, TABLES[each.table][0], each.host.outcome if each.table == "host" else ""})
+    head, foot = _frame(run, of, counts, config.detail == "high")
+    rest = [*_tables(of, config), foot]
+    text, page = "\n\n".join(_parts([head, *rest], "simple")) + "\n", ""
     if not config.no_human and (config.email_to or not config.process_only):
-        page = PAGE.format("\n".join(_parts(head, [*_bars(of, counts), *tables], foot, "html")))
-        for pattern, styled in STYLES.items():
-            page = re.sub(pattern, styled, page)
+        page = PAGE.format("\n".join(_parts([head, *_bars(of, counts), *rest], "html")).replace("<table>", TABLE))
     rows = [each for each in findings if each.port.state and each.table not in ("ignored", "near")]
     return Report(text, page, "" if config.no_csv else make_csv(rows, not config.no_csv_headings), counts)
-def _head(of: Found, counts: Mapping[str, int]) -> str:
+def _frame(run: Run, of: Found, counts: Mapping[str, int], high: bool) -> Iterator[Section]:
+    """The first lines, and the last."""
     asked = [each.host.outcome for each in of.get("host", ()) if each.before == "audited"]
     lost = asked.count("down") + asked.count("failed")
-    lines = {f"{counts['audited']} of {counts['host'] - counts['down']} hosts audited, {counts['findings']} findings, "
+    rules = {rule for each in of.get("ignored", ()) for rule in each.rules}
+    whole = run.record.get("adds_up", RUN_ID.fullmatch(run.folder.name))
+    first = {f"{counts['audited']} of {counts['host'] - counts['down']} hosts audited, {counts['findings']} findings, "
              f"{counts['gone']} gone": True,
              f"WARNING: {lost} of {len(asked)} hosts that were up before are down or failed now: "
              "the scanner's own network may be broken": lost * 2 > len(asked),
              f"WARNING: expected and missing: {counts['missing']}; the scanner may be blind": counts["missing"],
              "All clear.": not any(counts[name] for name in TELLING)}
-    return "\n".join(line for line, so in lines.items() if so)
-def _foot(run: Run, of: Found, counts: Mapping[str, int], high: bool) -> str:
-    rules = {rule for each in of.get("ignored", ()) for rule in each.rules}
-    whole = run.record.get("adds_up", RUN_ID.fullmatch(run.folder.name))
-    return "\n".join((
-        f"Ports ignored: {counts['ignored']}, by rules: {len(rules)}",
-        f"Addresses: {len(run.hosts)}, of them audited: {counts['audited']}, down: {counts['down']}, "
-        f"not audited: {counts['not audited']}",
-        *(f"Note: {shown(remark, 300)}" for remark in run.remarks), f"Raw data: {run.folder}",
-        *[f"nmap command: {shown(shlex.join(run.record.get('nmap', ['unknown'])), 400)}"] * high,
-        *["Ports were not added up: nmap was run with --open, or by another program"] * (high and not whole)))
+    last = {f"Ports ignored: {counts['ignored']}, by rules: {len(rules)}": True,
+            f"Addresses: {len(run.hosts)}, of them audited: {counts['audited']}, down: {counts['down']}, "
+            f"not audited: {counts['not audited']}": True,
+            **{f"Note: {shown(remark, 300)}": True for remark in run.remarks}, f"Raw data: {run.folder}": True,
+            f"nmap command: {shown(shlex.join(run.record.get('nmap', ['unknown'])), 400)}": high,
+            "Ports were not added up: nmap was run with --open, or by another program": high and not whole}
+    for lines in (first, last):
+        yield "inherit", "\n".join(line for line, so in lines.items() if so), (), ()
 def _tables(of: Found, config: Config) -> Iterator[Section]:
     """What the level shows; of the hosts that were not audited a table for each reason, in the order of OUTCOMES."""
     for change in itertools.islice(TABLES, SHOWN[config.detail]):
-        title, columns = TABLES[change]
-        columns = columns or (LOW if config.detail == "low" else FULL)
+        title, columns = TABLES[change][1], TABLES[change][2:] or (LOW if config.detail == "low" else FULL)
         kinds = gathered(((OUTCOMES.index(each.host.outcome), each.host.reason) if change == "not audited" else (0, ""),
                           each) for each in of.get(change, ()) if not (config.no_human and each.port.state))
         for (at, reason), several in sorted(kinds.items()):
             why = f": {OUTCOMES[at]}: {shown(reason, 400)}" * (change == "not audited")
             more = f", {len(several) - MOST_ROWS} rows more than here" * (len(several) > MOST_ROWS)
+            headings = [name.upper().replace("STATES", "STATE").replace("_", " ") for name in columns]
             rows = [[shown(said[name], WIDTHS.get(name, 60)) for name in columns]
                     for said in map(texts, several[:MOST_ROWS])]
-            yield f"{title} ({len(several)}{more}){why}", [name.replace("STATES", "STATE") for name in columns], rows
+            yield COLOURS.get(change, "inherit"), f"{title} ({len(several)}{more}){why}", headings, rows
 def _bars(of: Found, counts: Mapping[str, int]) -> Iterator[Section]:
-    often = collections.Counter(f"{each.port.key} {each.port.service}" for change in PORT_CHANGES
-                                for each in of.get(change, ()))
-    for title, bars in (("Hosts", [(name, counts[name]) for name in ("audited", "not audited", "down")]),
-                        ("Most frequent: accept first", often.most_common(MOST_BARS))):
-        most = max((count for _, count in bars), default=0)
-        yield title, (), [(shown(name, 40), str(count), "\u2588" * -(-count * 12 // most))
-                          for name, count in bars if count]
-def _parts(head: str, tables: Iterable[Section], foot: str, form: str) -> Iterator[str]:
+    ports = (each.port for change in PORT_CHANGES for each in of.get(change, ()))
+    often = collections.Counter(shown(f"{port.key} {port.service}", 40) for port in ports)
+    hosts = {name: counts[name] for name in ("audited", "not audited", "down") if counts[name]}
+    for title, bars in (("Hosts", hosts), ("Most frequent: accept first", dict(often.most_common(MOST_BARS)))):
+        if bars:
+            yield "inherit", title, (), [(name, str(count), "\u2588" * math.ceil(count * 12 / max(bars.values())))
+                                         for name, count in bars.items()]
+def _parts(sections: Iterable[Section], form: str) -> Iterator[str]:
     """What a report consists of, in tabulate's form: `simple`, or `html` with all that was found escaped."""
     from html import escape
     from tabulate import tabulate
-    def part(tag: str, text: str) -> str:
-        return f"<{tag}>{escape(text)}</{tag}>".replace("\n", "<br>") if form == "html" else text
-    yield part("p", head)
-    for title, headings, rows in (table for table in tables if table[2]):
+    for colour, text, headings, rows in sections:
+        tag = "h3" if rows else "p"
+        yield f'<{tag} style="color:{colour}">{escape(text)}</{tag}>'.replace("\n", "<br>") if form == "html" else text
         # A letter that takes two columns is two to tabulate with a NUL behind it.
         wide = [[cell if cell.isascii() else "".join(char + "\0" * (unicodedata.east_asian_width(char) in "WF")
                                                      for char in cell) for cell in row] for row in rows]
-        yield part("h3", title)
-        yield tabulate(wide, headings, tablefmt=form, disable_numparse=True).replace("\0", "")
-    yield part("p", foot)
+        if rows:
+            yield tabulate(wide, headings, tablefmt=form, disable_numparse=True).replace("\0", "")
 
 def texts(finding: Finding) -> dict[str, str]:
     """What a finding says, by column, as strangers wrote it."""
     host, change, port, before, rules, why = finding
-    number = rules[0].fields[0] if change == "missing" else str(port.number)
-    return {"HOST": str(host), "ADDRESS": host.address, "NAME": "".join(host.names[:1]), "OS": "".join(host.os[:1]),
-            "PORT": number if port.state else "", "PROTOCOL": port.protocol, "STATE": port.state,
-            "STATES": f"{before}\u2192" * (change == "changed") + port.state, "SERVICE": port.service,
-            "VERSION": port.version, "CHANGE": change, "FIRST SEEN": port.first_seen, "BEFORE": before,
-            "LINE": ", ".join(rule.where.short for rule in rules), "GROUP": ", ".join(rule.group for rule in rules),
-            "RULE": ", ".join(" ".join(rule.fields) for rule in rules), "SECONDS": f"{host.seconds:.1f}",
-            "FILE": host.file, **dict.fromkeys(("WHY", "OUTCOME", "UNTIL"), why)}
+    return {"host": str(host), "address": host.address, "name": "".join(host.names[:1]), "os": "".join(host.os[:1]),
+            "port": rules[0].fields[0] if change == "missing" else str(port.number) * bool(port.state),
+            **dict(zip(Port._fields[1:], port[1:])), "states": f"{before}\u2192" * (change == "changed") + port.state,
+            "change": change, "before": before, "file": host.file, **dict.fromkeys(("why", "outcome", "until"), why),
+            "line": ", ".join(rule.where.short for rule in rules), "group": ", ".join(rule.group for rule in rules),
+            "rule": ", ".join(" ".join(rule.fields) for rule in rules), "seconds": f"{host.seconds:.1f}"}
 
 def list_findings(findings: Iterable[Finding]) -> dict[str, list[dict[str, str]]]:
     """The findings as run.json lists them."""
-    keys = {name: name.lower().replace(" ", "_") for name in (*CSV.values(), "BEFORE", "LINE", "GROUP")}
-    told = ((LISTS[each.table], texts(each)) for each in findings if each.table in LISTS)
-    of = gathered((name, {key: said[column] for column, key in keys.items()}) for name, said in told)
-    return {name: of.get(name, []) for name in LISTS.values()}
+    told = ((TABLES[each.table][0], texts(each)) for each in findings if TABLES[each.table][0])
+    of = gathered((name, {key: said[key] for key in (*CSV.values(), "before", "line", "group")}) for name, said in told)
+    return {name: of.get(name, []) for name, *_ in TABLES.values() if name}
 
 def make_csv(findings: Sequence[Finding], headings: bool) -> str:
     """scan_report.csv: RFC 4180, with the byte-order mark that spreadsheets want; empty where there is no row."""
-    cells = ([shown(said[name], 1000) for name in CSV.values()] for said in map(texts, findings))
-    rows = (["'" + cell if cell.lstrip()[:1] in FORMULA else cell for cell in row] for row in cells)  # ' makes it text
     file = io.StringIO()
+    rows = ([re.sub(FORMULA, "'", shown(said[name], 1000)) for name in CSV.values()] for said in map(texts, findings))
     csv.writer(file).writerows(itertools.chain([CSV] * headings, rows))
     return "\ufeff" + file.getvalue() if findings else ""
 
 # ---- Mailing --------------------------------------------------------------------------------------------------------
 SENDMAIL_SECONDS, SMTP_SECONDS, SMTP_WAITS = 120, 60, (1, 5, 15)  # the last: before another try, where one can help
-FINAL = re.compile(r"\(5\d\d, |SSL|NotSupported|NotFound|Permission|^Value")  # an error, as repr shows it, that stays
+FINAL = re.compile(r"\w+\((\{.*\()?5\d\d, |SSL|SMTPNot|FileNot|Permission|Value")  # how repr begins of what stays
 
 def make_message(text: str, html: str, attachment: str, config: Config) -> bytes:
     """The mail that tells a report: To, From and Subject as given; html and attachment only where there are any."""
@@ -1241,7 +1186,7 @@ def send_mail(data: bytes, config: Config) -> tuple[bool, str]:
             return True, _to_sendmail(program, data) if program else _to_smtp(data, config)
         except (OSError, ValueError, subprocess.SubprocessError) as error:  # smtplib's errors are OSErrors, too
             problem = f"mail not delivered by {program or config.smtp_server or 'localhost'}: {shown(str(error), 300)}"
-            if program or FINAL.search(repr(error)):
+            if program or FINAL.match(repr(error)):
                 break
     return False, problem
 def _to_sendmail(program: str, data: bytes) -> str:
@@ -1265,31 +1210,30 @@ def _to_smtp(data: bytes, config: Config) -> str:
         if config.smtp_user:
             smtp.login(config.smtp_user, Path(config.smtp_password_file).read_text().strip())
         refused = smtp.send_message(message_from_bytes(data, policy=policy.SMTP))
-    return f"refused: {shown(str(refused), 400)}; the others have the report" if refused else ""
+    told = [f"{who}: {code} {words.decode(errors='replace')}" for who, (code, words) in refused.items()]
+    return f"refused: {shown(', '.join(told), 400)}; the others have the report" if told else ""
 
 # ---- Workshop -------------------------------------------------------------------------------------------------------
 ASKED = re.compile(r"(?:([^:\[\]]+|\[[^\[\]]+\]):)?0*(\d+)(?:/(tcp|udp|sctp|ip))?")
 SUBNETS = {4: (30, 29, 28, 27, 26, 25, 24), 6: (124, 120, 112, 64)}  # that groups are made of
-SAFE = {"os": r"[A-Za-z0-9][A-Za-z0-9 .,:()/+_-]*", "hostname": r"(?!-)[a-z0-9*_.-]+", "ip": r"[0-9A-Fa-f.:/]+"}
+SAFE = re.compile(r"os [A-Za-z0-9][A-Za-z0-9 .,:()/+_-]*|hostname (?!-)[a-z0-9*_.-]+|ip [0-9A-Fa-f.:/]+")  # a tag
 NOWHERE = Where("")
-Named = tuple[str, str]  # the word and the value of a tag
 
 def select(asked: str, findings: Iterable[Finding]) -> tuple[Rule, list[Finding]]:
-    """The ports, as a rule, that HOSTS[:PORT[/PROTOCOL]] or PORT[/PROTOCOL] means, and what is found of them and HOSTS,
-    which are what an `ip` or a `hostname` tag may hold. AuditError (64) where they are none."""
+    """The ports of HOSTS[:PORT[/PROTOCOL]] or PORT[/PROTOCOL], as a rule, and what is found there. AuditError (64)."""
     match = ASKED.fullmatch(asked)
     named, number, protocol = match.groups("*") if match else (asked, "*", "*")
-    named = re.sub(r"^\[(.*)\]$", r"\1", named)
     try:
         ports = Rule("", _rule(f"{number} {protocol} * *")[0], NOWHERE, "")
-        tag = _tag("hostname" if re.fullmatch(r"[\w.*-]*[A-Za-z][\w.*-]*", named) else "ip", named)
+        tag = _tag("hostname" if re.fullmatch(r"[\w.*-]*[A-Za-z][\w.*-]*", named) else "ip",
+                   re.sub(r"^\[(.*)\]$", r"\1", named))
     except ValueError:
         raise AuditError(os.EX_USAGE, f"'{shown(asked, 60)}' is not HOST[:PORT[/PROTOCOL]] or PORT[/PROTOCOL]; write "
-                         "HOST as behind ip or hostname, an IPv6 address and port as [2001:db8::1]:25") from None
+                         "like web*, 192.0.2.0/28:25, 161/udp or [2001:db8::1]:25/tcp") from None
     return ports, [each for each in findings if tag.matches(each.host) and (
         each.change == "host" or each.change in (*PORT_CHANGES, "near") and not differing(ports, each.port.fields))]
 def _tag(word: str, value: str) -> Tag:
-    return Tag(word, value, NOWHERE, *INSIDE[word].read(Line(word, value, NOWHERE, NOWHERE)))
+    return Tag(word, value, NOWHERE, *INSIDE[word].read(value))
 
 def explain(run: Run, findings: Sequence[Finding], config: Config) -> str:
     """Which groups hold hosts, and what ignores their ports or almost would, a line each; AuditError as in select()."""
@@ -1297,8 +1241,7 @@ def explain(run: Run, findings: Sequence[Finding], config: Config) -> str:
     if not said:
         raise AuditError(os.EX_NOINPUT, f"{run.folder}: has no host {shown(config.why, 60)}; name one of its hosts")
     for *rows, (host, *_) in gathered((each.host.address, each) for each in said).values():
-        why = f": {shown(host.reason)}" * (host.reason != "")
-        lines.append(f"{shown(str(host))}: {host.outcome} in {run.folder.name}{why}")
+        lines.append(f"{shown(str(host))}: {host.outcome} in {run.folder.name}: {shown(host.reason)}".rstrip(": "))
         lines += [f"  in group '{group.name}' by {tag.where.short} ({tag.word} {tag.value})"
                   for group in groups_of(host) for tag in group.tags if tag.matches(host)] or ["  in no group"]
         for _, change, port, _, rules, why in rows:
@@ -1312,54 +1255,51 @@ def explain(run: Run, findings: Sequence[Finding], config: Config) -> str:
     return "\n".join(lines) + "\n"
 
 def suggest(run: Run, findings: Sequence[Finding], config: Config) -> str:
-    """Groups, as rc text, that accept the findings that --accept asks for, and no port of any other host or run: those
-    of most hosts first, outliers by their addresses. AuditError as in select()."""
+    """Groups, as rc text, that accept what --accept asks for and no port of other hosts; AuditError as in select()."""
     day, taken = run_day(run), {_folded(group.name) for group in config.groups}
     asked = [each for each in select(config.accept or "*", findings)[1] if each.table in PORT_CHANGES]
     wanted, shows = (gathered((each.port.fields, each.host.address) for each in several) for several in (
         asked, asked + [each for each in findings if each.table == "ignored"]))
+    odd = {each.host.address for each in asked if numeric(each.host.address)[0] == 9 or "%" in each.host.address}
     members = _candidates(run.hosts.values())
     groups = gathered((tags, (-count, int(fields[0]), fields)) for fields, several in sorted(wanted.items())
-                      for tags, count in _cover({*several}, {*shows[fields]}, members))
+                      for tags, count in _cover({*several} - odd, {*shows[fields]}, members))
     names = (name for at in itertools.count(1) if (name := f"accepted {day} {at}") not in taken)
     text = f"# From {run.folder.name}: {len(asked)} ports on {len({each.host.address for each in asked})} hosts.\n"
-    for tags, rules in sorted(groups.items(), key=lambda item: [sum(count for count, *_ in item[1]), len(item[1])]):
-        name, rows = next(names), [f"{word} {value}" for word, value in tags]
-        rows += [f"ignore {_written(fields)}  # on {-count} hosts" for count, _, fields in sorted(rules)]
-        text += "\n    ".join([f"\ngroup {name}", *rows]) + f"\nend group {name}\n"
+    text += "".join(f"# No ip tag can hold {shown(address)}.\n" for address in sorted(odd))
+    for name, (tags, rules) in zip(names, sorted(groups.items(), key=lambda item: sum(count for count, *_ in item[1]))):
+        rows = [f"ignore {_written(fields)}  # on {-count} hosts" for count, _, fields in sorted(rules)]
+        text += "\n    ".join([f"\ngroup {name}", *tags, *rows]) + f"\nend group {name}\n"
     return text if groups else text + "# Nothing to accept.\n"
-def _cover(asked: set[str], showing: set[str], members: Mapping[Named, set[str]]
-           ) -> Iterator[tuple[tuple[Named, ...], int]]:
+def _cover(asked: set[str], showing: set[str], members: Mapping[str, set[str]]) -> Iterator[tuple[Texts, int]]:
     """The tags of groups that hold these addresses and none that does not show the port; how many; outliers last."""
     usable = {tag: several for tag, several in members.items() if several <= showing}
-    left = {address for address in asked if re.fullmatch(SAFE["ip"], address) and numeric(address)[0] < 9}
-    while left:
-        count, best = max(((len(left & several), tag) for tag, several in usable.items()), default=(0, ("", "")))
-        outliers = tuple(("ip", address) for address in sorted(left, key=numeric))
-        yield ((best,), len(asked & usable[best])) if count > 1 else (outliers, len(left))
-        left = left - usable[best] if count > 1 else set()
-def _candidates(hosts: Iterable[HostResult]) -> dict[Named, set[str]]:
+    left = set(asked)
+    while usable and len(left & usable[best := max(usable, key=lambda tag: (len(left & usable[tag]), tag))]) > 1:
+        yield (best,), len(asked & usable[best])
+        left -= usable[best]
+    if left:
+        yield tuple(f"ip {address}" for address in sorted(left, key=numeric)), len(left)
+def _candidates(hosts: Iterable[HostResult]) -> dict[str, set[str]]:
     """The tags that groups may be made of, with the addresses that each matches."""
-    names = set[Named]()
+    tags = set[str]()
     for host in hosts:
         version, number, _ = numeric(host.address)
         label, dot, domain = "".join(host.names[:1]).lower().partition(".")
-        names |= {("os", guess) for guess in host.os}
-        names |= {("hostname", name + dot + domain) for name in ("*", re.sub(r"\d+", "*", label)) if dot or name != "*"}
-        names |= {("ip", str(ipaddress.ip_network((number, bits), strict=False))) for bits in SUBNETS.get(version, ())}
-    tags = [_tag(*name) for name in sorted(names) if re.fullmatch(SAFE[name[0]], name[1])]
-    groups_of = index([Group("", NOWHERE, (tag,), ()) for tag in tags])
-    found = gathered((group.tags[0], host.address) for host in hosts for group in groups_of(host))
-    return {(tag.word, tag.value): {*several} for tag, several in found.items()}
+        tags |= {f"os {guess}" for guess in host.os}
+        tags |= {f"hostname {name}{dot}{domain}" for name in ("*", re.sub(r"\d+", "*", label)) if dot or name != "*"}
+        tags |= {f"ip {ipaddress.ip_network((number, bits), strict=False)}" for bits in SUBNETS.get(version, ())}
+    groups_of = index([Group(tag, NOWHERE, (_tag(*tag.split(" ", 1)),), ()) for tag in tags if SAFE.fullmatch(tag)])
+    found = gathered((group.name, host.address) for host in hosts for group in groups_of(host))
+    return {tag: {*several} for tag, several in found.items()}
 def _written(fields: Fields) -> str:
     """A port as a rule; what an rc file cannot hold is written as `*`."""
-    words = {"protocol": fields[1], "state": fields[2],
-             "service": re.sub(r"^([\d*-]+)/", r"\1*", re.sub(r'[^!-~]|[#"*]', "*", fields[3]) or "*")}
-    return " ".join([fields[0], *(word if _kind(word) == kind else "*" for kind, word in words.items())])
+    words = *fields[1:3], re.sub(r"^([\d*-]+)/", r"\1*", re.sub(r'[^!-~]|[#"*]', "*", fields[3]) or "*")
+    return " ".join([fields[0], *(word if _kind(word) == kind else "*" for kind, word in zip([*FIELDS][1:], words))])
 
 def unused(groups: Sequence[Group], runs: Iterable[Run]) -> str:
     """The rules that were put to the test in these runs, and were of no use; the groups that held no host."""
-    tested, used, total, groups_of = collections.Counter[Any](), set[Any](), 0, index(groups)
+    tested, used, total, groups_of = collections.Counter[Rule](), set[Rule | Group](), 0, index(groups)
     for total, run in enumerate(runs, 1):
         seen, day = set[tuple[Group, str]](), run_day(run)
         for host in (host for host in run.hosts.values() if host.outcome != "down"):
@@ -1367,26 +1307,69 @@ def unused(groups: Sequence[Group], runs: Iterable[Run]) -> str:
             if host.outcome == "audited":
                 seen |= {(group, host.looked) for group in members}
                 used.update(*(accepting(members, port.fields, day) for port in host.ports),
-                            (rule for group in members for rule in group.by_word.get("expect", ()) if met(rule, host)))
-        tested.update({*groups} | {rule for group, looked in seen for rule in group.rules
-                                   if rule.holds(day) and in_reach(rule, looked)})
-    idle = sorted((each.where, times, each) for each, times in tested.items() if each not in used)
-    told = "".join(f"{where.short}: group '{each.name}': held no host in {times} runs\n" if isinstance(each, Group) else
-                   f"{where.short}: {each.word} {' '.join(each.fields)} ({each.group}): of no use in {times} runs that "
-                   "looked\n" for where, times, each in idle)
-    return f"Of {total} finished runs on record:\n" + (told or "Every rule was of use, or was never put to the test.\n")
+                            (rule for rule in rules_by(members, "expect") if met(rule, host)))
+        tested.update({rule for group, looked in seen for rule in group.rules
+                       if rule.holds(day) and in_reach(rule, looked)})
+    idle = [f"{rule.where.short}: {rule.word} {' '.join(rule.fields)}{rule.until and ' until ' + rule.until} "
+            f"({rule.group}): of no use; runs that looked: {tested[rule]}"
+            for group in groups for rule in group.rules if tested[rule] and rule not in used]
+    idle += [f"{group.where.short}: group '{group.name}': held no host" for group in groups if group not in used]
+    return "\n".join([f"Finished runs on record: {total}", *(idle or ["Every rule was of use, or never tested."]), ""])
 
 def in_reach(rule: Rule, looked: str) -> bool:
     """Whether a scan that looks at these ports looks at any port of a rule."""
     key, keys = "/".join(rule.fields[:2]), looked_at(looked)
     return key in keys or re.search("[*-]", key) is not None and any(
-        like(rule.fields[1], protocol) and _within(rule.fields[0], number)
-        for number, _, protocol in (each.partition("/") for each in keys))
+        _within(rule.fields[0], each.split("/")[0]) and like(rule.fields[1], each.split("/")[1]) for each in keys)
+
+def oddities(config: Config, looked: str, problem: str, today: str) -> Iterator[tuple[object, str]]:
+    """What a run would put up with: where, what; what to do. looked: at which ports NMAP looks; and its problem."""
+    if problem:
+        yield config.place("NMAP"), problem
+    if not lists_all(config.nmap):
+        yield config.place("NMAP"), "with --open nobody can tell whether ports add up; take it out"
+    for name, lines in config.sources.items():
+        if len(lines) > 1 and lines[-1].where.line and not VARIABLES[name].many:
+            yield lines[-2].where, f"{name} stands again on line {lines[-1].where.line}, which holds; take one out"
+        if name in ("CONFIG", "DIR-NAME", "SENDMAIL", "SMTP-PASSWORD-FILE") and not lines[-1].value.startswith("/"):
+            yield lines[-1].where, f"{name} is a relative path; write it in full, cron starts somewhere else"
+    same = gathered((frozenset((tag.word, _folded(tag.value)) for tag in group.tags), group) for group in config.groups)
+    for groups in same.values():
+        alike = gathered((frozenset((rule.word, *rule.fields, rule.until) for rule in group.rules), group)
+                         for group in groups)
+        for first, *more in alike.values():
+            yield from ((group.where, f"group '{group.name}' differs from '{first.name}' in nothing but its name; "
+                         "take one out") for group in more)
+        yield from _odd_rules([rule for first, *_ in alike.values() for rule in first.rules], looked, today)
+def _odd_rules(rules: Sequence[Rule], looked: str, today: str) -> Iterator[tuple[Where, str]]:
+    """What is odd about the rules for the same hosts."""
+    whole = Group("", NOWHERE, (), tuple(rules))
+    for rule in whole.rules:
+        wider = next((each.where.line for each in accepting((whole,), rule.fields, "") if each.word == rule.word
+                      and not each.until and (each.fields != rule.fields or each.where < rule.where)), 0)
+        odd = {f"this rule ended on {rule.until}; take it out, or write a later day": not rule.holds(today),
+               f"line {wider} holds this, too; take this one out": wider,
+               f"this hides every port of group '{rule.group}'; name the ports": set(rule.fields) == {"*"},
+               "NMAP looks at no port of this rule; take it out, or change NMAP's port list":
+               looked and not in_reach(rule, looked)}
+        yield from ((rule.where, what) for what, so in odd.items() if so)
+
+def settings(config: Config) -> str:
+    """The settings in force, a line each as an rc file has it, and where each comes from."""
+    text = ""
+    for each in (each for each in OPTIONS.values() if each.variable):
+        name = "folders" if each.name == "DIR-NAME" else each.name.lower().replace("-", "_")
+        value = getattr(config, name)
+        default = " ".join(map(str, value)) if isinstance(value, tuple) else "no" if value is False else str(value)
+        lines = config.sources.get(each.name) or [Line("", default, Where("default"), NOWHERE)]
+        for line in lines[0 if each.many else -1:]:
+            text += f"{each.name:<20}{shown(line.value, 100) or 'yes' * (not each.metavar):<40}  {line.where.short}\n"
+    return text
 
 # ---- Command line ---------------------------------------------------------------------------------------------------
 FIRST_OF = (os.EX_SOFTWARE, os.EX_IOERR, os.EX_UNAVAILABLE, 2, 1, 0)  # which of its statuses an audit ends with
-FLAGS = {f"--{option.name.lower()}": option for option in [each for each in OPTIONS if each.option] + [
-    Option("", "settings", "", "the version", name="VERSION"), Option("", "settings", "", "this text", name="HELP")]}
+FLAGS = {f"--{option.name.lower()}": option for option in [each for each in OPTIONS.values() if each.heading] + [
+    Option("", "", "settings", "the version", name="VERSION"), Option("", "", "settings", "this text", name="HELP")]}
 POSITIVE = {flag.replace("no-", "", 1): flag for flag in FLAGS if "--no-" in flag}  # take it back; in full only
 
 def parse_options(argv: Sequence[str]) -> Iterator[Line]:
@@ -1422,22 +1405,40 @@ class Audit(Scanner):
         if config.baseline:  # before anything is scanned
             place = home(config.folders[0]) if RUN_ID.fullmatch(config.baseline) else Path.cwd()
             self.base = [(fold({}, _stored(place / config.baseline)), [f"compared with {config.baseline}"])]
-        if not (config.process_only or config.unused_rules or config.why or config.accept is not None):
-            return self.scan(argv)
+        if config.test_config or config.unused_rules or config.why or config.accept is not None:
+            _show(self.answer())
+        elif config.process_only:
+            self.report(list(map(_stored, config.folders)))
+        else:
+            self.scan(argv)
+    def answer(self) -> str:
+        """What --test-config, --unused-rules, --why or --accept prints."""
+        config = self.config
+        if config.test_config:
+            for where, what in oddities(config, *self._try_nmap(), time.strftime("%F")):
+                complain(f"{where}: warning: {what}")
+            return settings(config)
         runs = list(map(_stored, config.folders))
         if config.unused_rules:
-            _show(unused(config.groups, itertools.chain.from_iterable(map(_runs, config.folders))))
-        elif config.why or config.accept is not None:
-            _show((explain if config.why else suggest)(*self._view(runs)[:2], config))
-        else:
-            self.report(runs)
+            return unused(config.groups, itertools.chain.from_iterable(map(_runs, config.folders)))
+        return (explain if config.why else suggest)(*self._view(runs)[:2], config)
+    def _try_nmap(self) -> tuple[str, str]:
+        """At which ports nmap looks, and what it complains of, without any target; it is asked on this machine only."""
+        try:
+            words, outputs = nmap_words(self.config.nmap), list[Output]()
+        except AuditError as error:
+            return "", str(error)
+        if nmap_at(words):
+            return "", ""
+        run_jobs([Job([words[0], "-iL", "/dev/null", "-oX", "-", *words[1:]], outputs.append)], Path("/tmp"), 1)
+        problem = f"nmap says: {_last_words(outputs[0].err)}; change NMAP, or run this as root"
+        return read_xml(io.BytesIO(outputs[0].out)).looked, problem * (outputs[0].status != 0)
     def scan(self, argv: Sequence[str]) -> None:
         config, directory = self.config, self.config.folders[0]
         if not 0 < sum(map(count_addresses, config.ips)) <= MOST_ADDRESSES:
-            where = config.ips_where or config.config
-            raise AuditError(os.EX_CONFIG, f"{where}: IPS names none, or over {MOST_ADDRESSES}; name those to scan")
+            raise config.refusal("IPS", f"IPS names none, or over {MOST_ADDRESSES}; name those to scan")
         if len(config.folders) > 1:
-            raise AuditError(os.EX_USAGE, "--dir-name: several are for --process-only; name one")
+            raise config.refusal("DIR-NAME", "several are for PROCESS-ONLY; name one")
         self.words = nmap_words(config.nmap)
         with locked(directory):
             self.run = self._begin(argv) if config.resume is None else self._take_up(config.resume)
@@ -1451,7 +1452,7 @@ class Audit(Scanner):
         record: dict[str, Any] = {
             "version": VERSION, "program": f"nmap-audit {__version__}", "status": "running", "told": False,
             "started": time.strftime(TIME), "ended": None, "command_line": list(argv), "rc": config.rc_text,
-            "nmap": config.nmap, "adds_up": not opened(config.nmap), "ips": config.ips, "hosts": {}}
+            "nmap": config.nmap, "adds_up": lists_all(config.nmap), "ips": config.ips, "hosts": {}}
         write_file(folder / "run.json", record_json(record))
         return Run(folder, {}, record)
     def _take_up(self, name: str) -> Run:
@@ -1479,7 +1480,8 @@ class Audit(Scanner):
         notes = (*itertools.chain(*(run.remarks for run in runs), *remarks),
                  *(f"with the results in {run.folder}" for run in runs[1:]))
         run = runs[0]._replace(remarks=notes, hosts=merged(itertools.chain(*(run.hosts.values() for run in runs))))
-        return run, find(run, before, self.config.groups), all(state is None for state in states)
+        near = self.config.why != "" or "near" in [*TABLES][:SHOWN[self.config.detail]]
+        return run, find(run, before, self.config.groups, near), all(state is None for state in states)
     def report(self, runs: Sequence[Run]) -> None:
         """Tells what runs say, as one; and notes that it was told of the run at work, or of a DIR-NAME's newest."""
         config, (run, findings, first) = self.config, self._view(runs)
@@ -1555,8 +1557,6 @@ def _configured(lines: Sequence[Line], path: str) -> Config:
     if not path:
         raise AuditError(os.EX_USAGE, "--config: is always needed; name the rc file, see nmap-audit(1)")
     config = read_config(parse_rc(text := read_rc(path), path), lines, text)
-    if config.process_only and (config.scan_only or config.resume is not None):
-        raise AuditError(os.EX_USAGE, "--process-only: stands beside --scan-only or --resume; give one of them")
     for name, bits in ((path, 0o022 * (os.geteuid() == 0)), (config.smtp_password_file, 0o077)):
         with contextlib.suppress(OSError):
             found = os.stat(name)
@@ -1593,7 +1593,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         audit.attempt(functools.partial(audit.obey, sys.argv[1:] if argv is None else argv))
     except Exception:  # a bug: the one traceback that a user may see
         audit.fail(os.EX_SOFTWARE, f"a bug; please report it with all this:\n{traceback.format_exc()}")
-    return min(audit.statuses, key=bytes(FIRST_OF).find)  # any other stands alone
+    return min(audit.statuses, key=lambda each: FIRST_OF.index(each) if each in FIRST_OF else -1)
 
 if __name__ == "__main__":
     raise SystemExit(main())

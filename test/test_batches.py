@@ -278,7 +278,7 @@ def test_several_bad_hosts_in_a_large_batch(batches):
     bad = {f"10.0.0.{at}": {"here": True, "kill": 9} for at in (1, 50, 51, 100)}
     result = batches.hosts(100, bad).audit("BATCH 100", "MAX-THREADS 4", "QUIET")
     assert result.status == 2
-    assert [address for address, outcome in batches.outcomes.items() if outcome != "audited"] == list(bad)
+    assert {address for address, outcome in batches.outcomes.items() if outcome != "audited"} == set(bad)
     assert batches.ports == expected(batches, *bad)
     assert len(batches.sizes) < 60, len(batches.sizes)
 
@@ -370,6 +370,18 @@ def test_those_that_took_longest_last_time_go_first(batches):
     assert batches.nmap.scanned == [f"10.0.0.{at}" for at in (5, 3, 1, 2, 4, 6, 7, 8)]
 
 
+def test_history_is_read_once(batches, inside, monkeypatch):
+    """However many lists there are."""
+    batches.hosts(2, **{"2001:db8::1": HOST})
+    batches.audit("IPS 2001:db8::1")
+    read, asked = nmap_audit.read_record, []
+    monkeypatch.setattr(nmap_audit, "read_record", lambda folder: asked.append(folder.name) or read(folder))
+    before = batches.last.name
+    assert inside("--config", batches.config("IPS 2001:db8::1"), "--scan-only").status == 0
+    assert set(batches.outcomes.values()) == {"audited"} and len(batches.outcomes) == 3
+    assert asked.count(before) == 2                 # how long its hosts took; what it told
+
+
 # ---- What a process may leave ------------------------------------------------------------------
 
 def test_a_process_that_nmap_leaves_behind_is_ended(batches, tmp_path):
@@ -434,6 +446,59 @@ def test_a_name_that_is_a_word_of_run_json(batches):
     batches.hosts(1).audit(ips=["IPS 10.0.0.1", "IPS ports"])
     record = nmap_audit.read_record(batches.last)
     assert record["hosts"]["ports"]["reason"] == "nmap could not resolve it"
+
+
+def test_what_nmap_is_started_with(batches, tmp_path):
+    """No signal is kept from it, no file is open but three, nothing of its own is where it works."""
+    batches.hosts(2).fake("look", text=f"""#!/bin/bash
+grep ^Sig[BI] /proc/self/status | cut -f 2 | xargs >> {tmp_path}/signals
+pwd >> {tmp_path}/seen
+ulimit -S -f >> {tmp_path}/seen
+ls /proc/$$/fd >> {tmp_path}/seen
+readlink /proc/$$/fd/0 >> {tmp_path}/seen
+ps -o pgid= $$ | grep -wc $$ >> {tmp_path}/seen
+exec "$@"
+""")
+    assert batches.audit("NMAP look nmap -F", "BATCH 2").status == 0
+    assert (tmp_path / "seen").read_text().split() == ["/", "262144", "0", "1", "2", "255", "/dev/null", "1"] * 2
+    for line in (tmp_path / "signals").read_text().splitlines():            # 255 is bash's own
+        blocked, ignored = (int(word, 16) & 0x7fffffff for word in line.split())
+        assert blocked == 0 and ignored == 0
+
+
+def test_a_file_of_addresses_is_looked_for_here(batches, tmp_path):
+    """Also where another command starts nmap, and for the list of targets, too."""
+    (tmp_path / "few").write_text("10.0.0.2\n")
+    batches.hosts(3)
+    assert batches.audit("NMAP env nmap -F --excludefile few", cwd=tmp_path).status == 0
+    assert sorted(batches.outcomes) == ["10.0.0.1", "10.0.0.3"]
+
+
+@pytest.mark.parametrize("words, kept", (
+    ("nmap -F", ""), ("nmap -6 -F -T4", "-6"), ("ssh -6 probe nmap -F --system_dns", "--system_dns"),
+    ("nmap --exclude 10.0.0.1 -F -exclude=10.0.0.2", "--exclude 10.0.0.1 -exclude=10.0.0.2"),
+    ("nmap --dns-servers 192.0.2.53 --exclude_file -F -sS", "--dns-servers 192.0.2.53 --exclude_file -F")))
+def test_what_the_list_of_targets_depends_on(words, kept):
+    """An option that takes a value takes the next word, whatever it is."""
+    before, nmap, _ = words.partition("nmap")
+    assert nmap_audit.list_words(words.split()) == f"{before}{nmap} -sL -n {kept}".split()
+
+
+def test_jobs_are_made_when_they_are_started(tmp_path):
+    """Those that come of others go before those that were there."""
+    made, ended = [], []
+
+    def job(name):
+        made.append(name)
+
+        def done(output):
+            assert (output.status, output.out) == (0, f"{name}\n".encode())
+            assert len(made) - len(ended) <= 5      # at work, the next, and another
+            ended.append(name)
+            return map(job, "ab" if name == "0" else ())
+        return nmap_audit.Job(["/bin/echo", name], done)
+    nmap_audit.run_jobs(map(job, "0123456789"), tmp_path, 3)
+    assert sorted(ended) == list("0123456789ab") and made.index("b") < 9
 
 
 # ---- What comes in between ---------------------------------------------------------------------

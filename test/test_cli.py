@@ -19,7 +19,7 @@ POSITIVE = {"csv": "NO-CSV", "human": "NO-HUMAN", "csv-headings": "NO-CSV-HEADIN
 NEW = {"resume": ["--resume", "20261124-020000"], "tell": ["--tell", "always"], "batch": ["--batch", "7"],
        "keep-runs": ["--keep-runs", "9"], "baseline": ["--baseline", "20261124-020000"],
        "fail-on": ["--fail-on", "new,gone"], "why": ["--why", "10.0.0.1:25/tcp"], "accept": ["--accept", "25/tcp"]}
-NEW_SWITCHES = ("unused-rules",)
+NEW_SWITCHES = ("test-config", "unused-rules")
 XML = """<?xml version="1.0"?>
 <!DOCTYPE nmaprun>
 <nmaprun scanner="nmap" start="1795485600" version="7.93"><scaninfo type="syn" protocol="tcp" numservices="2"
@@ -103,7 +103,7 @@ def test_what_is_wrong_with_an_option_is_told_as_such(run, rc):
 
 
 def test_the_tables_of_this_file_are_complete():
-    names = {option.name for option in nmap_audit.OPTIONS if option.option} | {"VERSION", "HELP"}
+    names = {option.name for option in nmap_audit.OPTIONS.values() if option.heading} | {"VERSION", "HELP"}
     assert names == {*LEGACY.values(), *map(str.upper, NEW), *map(str.upper, NEW_SWITCHES)}
 
 
@@ -393,3 +393,12 @@ def test_a_half_on_the_command_line_wins_over_the_other_in_the_file(rc, fake, ru
     before = len(nmap.calls)
     assert run(*argv, option).status == 0
     assert (len(nmap.calls) > before) is (option == "--scan-only")
+
+
+@pytest.mark.parametrize("text, argv, status, place", [
+    ("\n DIR-NAME a, b", [], 78, "{path}:2:11: "), ("DIR-NAME a, b", ["--dir-name", "c,d"], 64, "--dir-name: "),
+    ("IPS 10.0.0.0/8", [], 78, "{path}:1:5: "), ("", ["--ips", "10.0.0.0/8"], 64, "--ips: ")])
+def test_what_a_scan_cannot_do_is_told_where_it_stands(run, rc, fake, tmp_path, text, argv, status, place):
+    fake("nmap", hosts={})
+    path = rc(text if "IPS" in text or "--ips" in argv else f"{text}\nIPS 10.0.0.1")
+    assert place.format(path=path) in one_line(run("--config", path, *argv, cwd=tmp_path), status)

@@ -1,5 +1,6 @@
 """What settings, targets, tags and rules mean, once they are read."""
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -85,8 +86,8 @@ def test_the_command_line_wins(text, argv, name, value):
 
 def test_the_places_of_targets():
     text = "\n  IPS 192.0.2.1\nips = 192.0.2.2"
-    assert config(text).ips_where == "nmap-audit.rc:2:7, nmap-audit.rc:3:7"
-    assert config(text, "--ips", "192.0.2.3").ips_where == "--ips"
+    assert config(text).place("IPS") == "nmap-audit.rc:2:7, nmap-audit.rc:3:7"
+    assert config(text, "--ips", "192.0.2.3").place("IPS") == "--ips"
 
 
 def test_a_mistake_of_the_command_line_is_told_first():
@@ -96,8 +97,27 @@ def test_a_mistake_of_the_command_line_is_told_first():
     assert refusal("DETAIL hihg", "--detail", "low").status == 78
 
 
+@pytest.mark.parametrize("text, argv, status, place", [
+    ("SCAN-ONLY\nPROCESS-ONLY", [], 78, "nmap-audit.rc:2:1: "),
+    (" PROCESS-ONLY\nSCAN-ONLY on", [], 78, "nmap-audit.rc:1:2: "),
+    ("PROCESS-ONLY", ["--process-only", "--resume"], 64, "--process-only: "),
+    ("", ["--process-only", "--scan-only"], 64, "--process-only: ")])
+def test_two_halves_are_none(text, argv, status, place):
+    error = refusal(text, *argv)
+    assert error.status == status and str(error).startswith(place) and "; take one of them out" in str(error)
+
+
+@pytest.mark.parametrize("text, argv, halves", [
+    ("SCAN-ONLY", ["--process-only"], (False, True)), ("PROCESS-ONLY", ["--scan-only"], (True, False)),
+    ("PROCESS-ONLY", ["--resume"], (False, False)), ("SCAN-ONLY", ["--resume"], (True, False)),
+    ("SCAN-ONLY\nPROCESS-ONLY no", [], (True, False))])
+def test_the_half_of_the_command_line_wins(text, argv, halves):
+    found = config(text, *argv)
+    assert (found.scan_only, found.process_only) == halves
+
+
 @pytest.mark.parametrize("name", [
-    option.name for option in nmap_audit.OPTIONS if option.variable and option.metavar])
+    option.name for option in nmap_audit.OPTIONS.values() if option.variable and option.metavar])
 def test_a_value_is_never_missing_in_silence(name):
     assert refusal(name).status == 78
     assert refusal(f'{name} ""').status == 78
@@ -201,7 +221,7 @@ def test_octets(text, sets):
     "--stylesheet=f", "-stylesheet f", "--styl f", "--sty f", "-sty f", "'-oX' f", "-\"oX\" f", "-o\\X f", "--", "-"])
 def test_nmap_words_that_cannot_stand(words):
     error = refusal(f"NMAP nmap {words}")
-    assert error.status == 78 and str(error).startswith("nmap-audit.rc:1:6: '-")
+    assert error.status == 78 and re.match(r"nmap-audit\.rc:1:6: '.*' cannot be NMAP: '-.*' is left to", str(error))
     assert refusal("", "--nmap", f"nmap {words}").status == 64
     assert refusal(f"NMAP ssh -v probe sudo /usr/bin/nmap -sS {words}").status == 78
 
@@ -328,6 +348,16 @@ def test_expected_and_missing():
                      host(ports=[Port(22, "tcp", "open", "ssh"), Port(22, "tcp", "open", "smtp")])).findings
 
 
+@pytest.mark.parametrize("service", ["expect", "ignore", "port", "until"])
+def test_a_service_may_be_called_like_a_word_of_rules(service):
+    """It was taken for a rule of that word, so that what only may be there was missing."""
+    text = f"group a\nip *\nignore 24 tcp open {service}\nignore 25 tcp open smtp\nend group"
+    assert not found(text, host()).findings
+    odd = Port(24, "tcp", "open", service)
+    assert [each.change for each in found(text.replace("24 tcp", "23 tcp"), host(ports=[odd])).findings
+            if each.port.number == 24] == ["first look"]
+
+
 def test_a_rule_of_any_group_is_enough():
     one = "group one\nip 192.0.2.7\nignore 80 tcp open http\nend group\n"
     two = "group two\nhostname www\nignore 25 tcp open smtp\nend group\n"
@@ -347,7 +377,7 @@ def test_config_is_plain_enough_for_a_record():
 @pytest.mark.parametrize("nmap", ["nmap 192.0.2.1", "nmap -F 192.0.2.0/24", "nmap -F 10.0-3.*.1-9",
                                   "sudo nmap 192.0.2.1", "ssh 192.0.2.9 sudo nmap -F 192.0.2.1"])
 def test_a_target_in_nmap_is_refused(nmap):
-    assert "cannot stand here" in str(refusal(f"NMAP {nmap}"))
+    assert re.search(r"'[\d.*/-]+' is left to .*, targets belong to IPS", str(refusal(f"NMAP {nmap}")))
 
 
 @pytest.mark.parametrize("nmap", [

@@ -29,7 +29,7 @@ README, CHANGES = ROOT / "README.md", ROOT / "CHANGES.md"
 POSITIVE = {"--csv", "--human", "--csv-headings", "--nocsv"}    # Perl's; --help does not list them
 NMAP = {"--privileged", "--version-light", "--append-output", "--stylesheet", "--host-timeout", "--open",
         "--excludefile", "--exclude-file", "--datadir", "--servicedb", "--versiondb", "--script-args-file"}
-VARIABLES = [option for option in nmap_audit.OPTIONS if option.variable]
+VARIABLES = [option for option in nmap_audit.OPTIONS.values() if option.variable]
 EITHER = pytest.mark.parametrize("page", [COMMAND, FORMAT], ids=lambda page: str(page.name))
 
 
@@ -88,7 +88,7 @@ def test_the_page_has_the_options_of_the_help() -> None:
 
 
 def test_the_help_has_the_options_of_the_table() -> None:
-    names = {f"--{option.name.lower()}" for option in nmap_audit.OPTIONS if option.option}
+    names = {f"--{option.name.lower()}" for option in nmap_audit.OPTIONS.values() if option.heading}
     assert sorted(help_options()) == sorted(names | {"--version", "--help"})
 
 
@@ -106,7 +106,7 @@ def test_the_page_has_the_variables_of_the_table() -> None:
 def test_variable_and_option_name_each_other(option: nmap_audit.Option) -> None:
     """rc(5) names the option of every variable, and nmap-audit(1) the variable of every option."""
     variable = item(FORMAT, "VARIABLES", f"Ic {option.name}")
-    if not option.option:
+    if not option.heading:
         assert "No option." in variable
     else:
         flag = f"Fl -{option.name.lower()}"
@@ -289,7 +289,8 @@ def test_the_outcomes_and_changes_of_the_page() -> None:
     found = re.findall(r"^\.It ([a-z ]+)$", section(COMMAND, "OUTCOMES"), re.M)
     assert sorted(found) == sorted(nmap_audit.OUTCOMES)
     found = re.findall(r"^\.It ([a-z ]+)$", section(COMMAND, "THE REPORT"), re.M)
-    assert sorted(found) == sorted(nmap_audit.LISTS.keys() - {"ignored"})
+    lists = {change: listed for change, (listed, *_) in nmap_audit.TABLES.items()}
+    assert sorted(found) == sorted(change for change, listed in lists.items() if listed not in ("", "ignored"))
 
 
 def test_the_columns_of_the_csv() -> None:

@@ -1286,8 +1286,9 @@ def check_night(naive, index, night):
     assert set(cells(night, "Hosts gone")) == lost and set(cells(night, "Hosts new")) == new, index
     assert ("network may be broken" in night.report.splitlines()[1]) is broken, index
     tally = collections.Counter(naive.runs[index][1].values())
+    found = sum(change != "gone" for *_, change, _ in rows)
     assert night.first == (f"{tally['audited']} of {len(HOSTS) - tally['down']} hosts audited, "
-                           f"{sum(change != 'gone' for *_, change, _ in rows)} findings, "
+                           f"{found} findings, "
                            f"{sum(change == 'gone' for *_, change, _ in rows) + len(lost)} gone")
 
 

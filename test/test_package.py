@@ -30,7 +30,7 @@ PAGES = {'share/man/man1/nmap-audit.1': 'man/nmap-audit.1',
          'share/zsh/site-functions/_nmap-audit': 'man/examples/zsh/_nmap-audit'}
 EXAMPLES = 'share/doc/nmap-audit/examples'
 UNITS = 'lib/systemd/system'
-OPTIONS = {f'--{option.name.lower()}' for option in nmap_audit.OPTIONS if option.option} | {'--version', '--help'}
+OPTIONS = {f'--{name.lower()}' for name, each in nmap_audit.OPTIONS.items() if each.heading} | {'--version', '--help'}
 VERSION = f'nmap-audit {nmap_audit.__version__}\n'
 # what a caller's shell, a test run or a make above this one must not add to an installation
 CLEAN = {name: value for name, value in os.environ.items()

@@ -13,8 +13,7 @@ import nmap_audit
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(__file__).parent / "data" / "rc"
 VALID, INVALID = (sorted((DATA / name).glob("*.rc")) for name in ("valid", "invalid"))
-TAGS = ("ip", "hostname", "os")
-SETTINGS = [option.name.lower().replace("-", "_") for option in nmap_audit.OPTIONS if option.name != "CONFIG"]
+SETTINGS = [option.name.lower().replace("-", "_") for option in nmap_audit.OPTIONS.values() if option.name != "CONFIG"]
 
 each_valid = pytest.mark.parametrize("path", VALID, ids=lambda path: path.stem)
 each_invalid = pytest.mark.parametrize("path", INVALID, ids=lambda path: path.stem)
@@ -28,12 +27,11 @@ def dump(text, file):
     """What an rc file says, as plain values: settings that are not the default, and its groups."""
     found, default = config(text, file), nmap_audit.Config()
     settings = {name: getattr(found, name) for name in SETTINGS if getattr(found, name) != getattr(default, name)}
-    blocks = [block for block in nmap_audit.parse_rc(text, file) if block[0].word == "group"]
-    groups = [{"name": group.name, "line": head.where.line,
-               "tags": [f"{line.word.lower()} {line.value}" for line in lines if line.word.lower() in TAGS],
+    groups = [{"name": group.name, "line": group.where.line,
+               "tags": [f"{tag.word} {tag.value}" for tag in group.tags],
                "ignore": [rule_text(rule) for rule in group.rules if rule.word == "ignore"],
                "expect": [rule_text(rule) for rule in group.rules if rule.word == "expect"]}
-              for (head, *lines), group in zip(blocks, found.groups, strict=True)]
+              for group in found.groups]
     return {"settings": settings, "groups": groups}
 
 
@@ -158,6 +156,13 @@ def test_a_keyword_is_a_whole_word(word):
 ])
 def test_did_you_mean(wrong, right):
     assert f"; did you mean '{right}'?" in mistakes(wrong)
+
+
+@pytest.mark.parametrize("head", ["grup a", "groups a", "ip *", "end group", "nonsense"])
+def test_what_follows_a_line_that_cannot_stand_outside_is_not_told(head):
+    text = f"{head}\nip *\nhostname www\nIgnore 25 tcp open smtp\nexpect 1 tcp\nend group a\n"
+    lines = mistakes(f"{text}IPZ 1\nQUIET\n{text}QUIET maybe\nip *").split("\n")
+    assert [line.split(":")[1] for line in lines] == ["1", "7", "9", "15", "16"]
 
 
 # ---- Groups -------------------------------------------------------------------------------------

@@ -334,6 +334,17 @@ def test_any_name_will_do(folder, process):
     assert process(path).out.startswith("1 of 1 hosts audited")
 
 
+@pytest.mark.parametrize("text", ("", "{", "[]", '{"version": 99}'))
+def test_a_damaged_run_json_beside_other_xml_is_named(folder, process, text):
+    """Whatever lists of targets are lost with it."""
+    path = folder("plain")
+    assert "run.json" not in process(path).out
+    (path / "run.json").write_text(text)
+    result = process(path)
+    assert result.out.startswith("1 of 1 hosts audited, 1 findings, 0 gone\n") and result.status == 0
+    assert f"Note: {path}/run.json is lost, damaged or of another version; its XML is read instead\n" in result.out
+
+
 def test_ips_filters_nothing_when_processing(folder, run, rc):
     result = run("--config", rc("IPS 10.9.9.9\n"), "--process-only", "--dir-name", folder("plain"), "--no-human")
     assert [row["IP"] for row in read_csv(result.out)] == [A]
@@ -357,6 +368,15 @@ def test_port_lists():
     assert nmap_audit.looked_at(looked("1-3/tcp", "7/tcp 53/udp")) == {"1/tcp", "2/tcp", "3/tcp", "7/tcp", "53/udp"}
     assert looked("1-3/tcp", "7/tcp 1-3/tcp") == looked("7/tcp 1-3/tcp", "1-3/tcp") == "1-3/tcp 7/tcp"
     assert looked("", "1-3/tcp") == looked("1-3/tcp", "") == looked("1-3/tcp", "1-3/tcp") == "1-3/tcp"
+
+
+def test_hosts_share_their_port_list(monkeypatch):
+    """It is put together once, whatever list each of them had from where."""
+    done = []
+    monkeypatch.setattr(nmap_audit, "sorted", lambda lists: done.append(lists) or sorted(lists), raising=False)
+    several = [looked(" ".join(["1-3/tcp", "7/tcp"]), " ".join(["53/udp", "7/tcp"])) for _ in range(9)]
+    assert several[0] == "1-3/tcp 53/udp 7/tcp" and len(set(map(id, several))) == 1
+    assert len(done) == 1
 
 
 def looked(*texts):

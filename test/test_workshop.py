@@ -1,4 +1,4 @@
-"""The workshop: --accept, --why and --unused-rules, which look at the rules and at what is stored.
+"""The workshop: --accept, --why, --test-config and --unused-rules, which look at the rules and at what is stored.
 
     desk.store(host("10.0.0.1", "25 tcp open smtp", name="mail.example.net"))     a finished run of these machines
     desk.ask("--why", "10.0.0.1", rules="group ...")        the program's answer, with this text as its rc file
@@ -14,6 +14,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import tempfile
 import textwrap
 from pathlib import Path
@@ -462,7 +463,10 @@ def test_addresses_that_no_tag_can_hold(desk):
         assert found.status == 0, (address, found)
         after = inside("--config", desk.rc(found.out), "--dir-name", folder, "--process-only", "--no-human")
         assert after.status in (0, 2), (address, found.out, after.err)
-        assert not any(row["IP"] == "10.0.0.9" for row in read_csv(after.out)), address
+        left = {row["IP"] for row in read_csv(after.out)}
+        assert left == {nmap_audit.shown(address)}, address
+        assert [line for line in found.out.splitlines()[1:] if line.startswith("#")] == [
+            f"# No ip tag can hold {nmap_audit.shown(address)}."], found.out
         (folder / "a.xml").unlink()
         folder.rmdir()
 
@@ -725,6 +729,16 @@ def test_near_misses_in_the_report(office, detail, shown):
                 ["445", "tcp", "nmap-audit.rc:22", "its state is filtered and nmap says open"]))]
 
 
+def test_near_misses_are_looked_for_only_where_they_are_shown(office, monkeypatch):
+    asked, near_misses = [], nmap_audit.near_misses
+    monkeypatch.setattr(nmap_audit, "near_misses", lambda *what: asked.append(what) or near_misses(*what))
+    for argv in (["--process-only"], ["--process-only", "--detail", "none"], ["--accept"]):
+        assert office.ask(*argv, rules=RULES).out and not asked
+    for argv in (["--process-only", "--detail", "med"], ["--process-only", "--detail", "high"], ["--why", "10.0.0.65"]):
+        assert office.ask(*argv, rules=RULES).out and asked
+        asked.clear()
+
+
 @pytest.mark.parametrize("rule, near", [
     ("25 tcp open smtps", "its service is smtps and nmap says smtp"), ("25 tcp open s*t", "its service is s*t"),
     ("25 tcp filtered smtp", "its state is filtered"), ("25 udp open smtp", "its protocol is udp"),
@@ -746,7 +760,229 @@ def test_what_a_near_miss_is(desk, rule, near):
     assert ("ignored by" in why) == (near == "accepted")
 
 
-# ---- All of them -------------------------------------------------------------------------------
+# ---- --test-config -----------------------------------------------------------------------------
+
+NMAP = """#!/usr/bin/python3 -SE
+import json, sys
+with open(__file__ + ".calls", "a") as file:
+    file.write(json.dumps(sys.argv) + "\\n")
+said, status = {said!r}, {status}
+sys.stderr.write(said)
+if not status:
+    print({xml!r})
+sys.exit(status)
+"""
+WITH_VALUE = ("-oX", "-p", "--exclude", "--excludefile", "--top-ports", "--exclude-file")
+
+
+@pytest.fixture
+def nmap(fake):
+    """nmap(ports, said, status): a fake that was called without targets; its calls are in nmap.calls."""
+    def install(ports={"tcp": "1-1000"}, said="", status=0):
+        install.path = fake("nmap", text=NMAP.format(
+            xml=networks.document([], looked=ports), said=said, status=status))
+        return install
+    install.calls = lambda: [json.loads(line) for line in Path(f"{install.path}.calls").read_text().splitlines()
+                             ] if Path(f"{install.path}.calls").exists() else []
+    return install
+
+
+def holds_a_target(argv):
+    """Whether nmap would scan with these words: whatever is no option, nor the value of one, is a target.
+
+    With -iL nmap reads targets from that file only, and nothing is in /dev/null.
+    """
+    words = iter(argv[1:])
+    if argv[1:3] == ["-iL", "/dev/null"]:
+        return any(word.startswith(("-iL", "-iR")) for word in argv[3:])
+    for word in words:
+        if word in WITH_VALUE:
+            next(words)
+        elif not word.startswith("-") or word == "--" or word.startswith("-iL") or word.startswith("-iR"):
+            return True
+    return False
+
+
+def warnings(result):
+    """Standard error as (place, what, what to do); every line must be a warning with all three."""
+    found = [re.fullmatch(r"nmap-audit: (.*): warning: (.*); (.*)", line) for line in result.err.splitlines()]
+    assert all(found), result.err
+    return [match.groups() for match in found]
+
+
+def group(*rules, name="mail"):
+    """rc text of a group; its first rule is on its third line."""
+    return "".join([f"group {name}\n    ip 10.0.0.0/24\n", *(f"    {rule}\n" for rule in rules), f"end group {name}\n"])
+
+
+BASE = "IPS 10.0.0.0/30\nDIR-NAME /var/lib/nmap-audit-test\n"
+ODD_FILES = {  # by name: an rc text, what nmap looks at, the lines that a warning stands on
+    "nothing-odd": (BASE + group("ignore 25 tcp open smtp", "expect 26 udp * *", "ignore 1-65535 tcp closed *"),
+                    {"tcp": "1-1000", "udp": "26"}, []),
+    "port-outside": (BASE + group(
+        "ignore 25 tcp open smtp", "ignore 8080 tcp open http-proxy", "ignore 53 udp open domain",
+        "expect 9000-9100 tcp open *", "ignore 99* tcp open *", "ignore 500-9000 * closed *", "ignore * udp closed *",
+        "ignore 40 sctp * *"), TCP, [6, 7, 8, 11, 12]),
+    "until-passed": (BASE + group(
+        "ignore 25 tcp open smtp until 2020-01-31", "ignore 26 tcp open smtp until 2099-12-31",
+        "expect 27 tcp open smtp until 2020-01-31"), TCP, [5, 7]),
+    "duplicates": (BASE + group(
+        "ignore 25 tcp open smtp", "ignore 26 tcp open smtp", "ignore smtp open tcp 25", "expect 27 tcp open smtp",
+        "expect 27/tcp open smtp"), TCP, [7, 9]),
+    "covered": (BASE + group(
+        "ignore 25 tcp open smtp", "ignore 20-30 tcp open *", "ignore 80 tcp open http", "ignore 80 * open http",
+        "ignore 100-110 tcp open x", "ignore 90-120 tcp * x*", "ignore 200 tcp open y", "ignore 200 tcp filtered *",
+        "ignore 300 tcp open z", "expect 300 tcp open *"), TCP, [5, 7, 9]),
+    "everything": (BASE + group("ignore * * * *") + group("ignore 1 tcp * *", "ignore 2 tcp open x", name="web"),
+                   TCP, [5, 9, 10]),
+    "alike-groups": (BASE + group("ignore 25 tcp open smtp", "ignore 26 tcp open smtp", "expect 27 tcp open *")
+                     + group("ignore 26 tcp open smtp", "ignore 25 * * *", "ignore 27 tcp open x", name="web")
+                     + group("ignore 26 tcp open smtp", name="other hosts").replace("/24", "/25"), TCP, [5, 11]),
+    "groups-of-another-name": (BASE + group("ignore 25 tcp open smtp", "expect 26 tcp open smtp") + group(
+        "expect 26 tcp open smtp", "ignore 25/tcp open smtp", name="web") + group("ignore 25 tcp open smtp", name="x"),
+        TCP, [8, 15]),
+    "set-twice": (BASE + "DETAIL low\nEMAIL-TO a@example.net\nIPS 10.0.0.9\nDETAIL high\nEMAIL-TO b@example.net\n"
+                  "FROM a@example.net\nEMAIL-FROM b@example.net\n", TCP, [3, 8]),
+    "relative-paths": ("IPS 10.0.0.0/30\nDIR-NAME runs\nSENDMAIL bin/sendmail\nSMTP-PASSWORD-FILE password\n", TCP,
+                       [2, 3, 4]),
+}
+
+
+@pytest.mark.parametrize("name", ODD_FILES)
+def test_warnings(desk, nmap, golden, tmp_path, name):
+    text, ports, lines = ODD_FILES[name]
+    nmap(ports)
+    config = desk.rc(text)
+    found = desk.run("--config", config, "--test-config")
+    assert found.status == 0
+    assert [place.rpartition(":")[0] for place, *_ in warnings(found)] == [f"{config}:{line}" for line in lines]
+    golden(f"workshop/{name}.err", found.err, keep=re.findall(r"\d{4}-\d\d-\d\d", text))
+
+
+@pytest.mark.parametrize("name, mode, warned", [
+    ("writable-by-others", 0o646, True), ("writable-by-the-group", 0o664, True), ("readable-by-all", 0o644, False)])
+def test_warning_of_an_rc_file_that_others_can_write(desk, nmap, golden, name, mode, warned):
+    if os.geteuid():
+        pytest.skip("only root's file can be meant for somebody else")
+    nmap()
+    config = desk.rc(BASE)
+    config.chmod(mode)
+    found = desk.run("--config", config, "--test-config")
+    assert found.status == 0 and bool(found.err) == warned
+    if warned:
+        golden(f"workshop/{name}.err", found.err)
+
+
+def test_warning_of_a_relative_rc_file(desk, nmap, golden, tmp_path):
+    nmap()
+    desk.rc(BASE)
+    found = desk.run("--config", "nmap-audit.rc", "--test-config", cwd=tmp_path)
+    assert found.status == 0 and len(warnings(found)) == 1
+    golden("workshop/relative-rc.err", found.err)
+
+
+@pytest.mark.parametrize("name, said", [
+    pytest.param("option-unknown", "nmap: unrecognized option '--bogus'\nSee the output of nmap -h for a summary of "
+                 "options.\n", id="option"),
+    pytest.param("needs-root", "You requested a scan type which requires root privileges.\nQUITTING!\n", id="root"),
+    pytest.param("port-list-wrong", "Ports to be scanned must be between 0 and 65535 inclusive\nQUITTING!\n",
+                 id="ports")])
+def test_warning_in_the_words_of_nmap(desk, nmap, golden, name, said):
+    nmap(said=said, status=1)
+    config = desk.rc("IPS 10.0.0.1\nNMAP nmap -sS --bogus\n" + group("ignore 25 tcp open smtp"))
+    found = desk.run("--config", config, "--test-config")
+    (place, what, _), = warnings(found)     # nothing is said of rules, since no port list is known
+    assert found.status == 0 and place == f"{config}:2:6" and said.split("\n")[0] in what
+    golden(f"workshop/{name}.err", found.err)
+
+
+def test_warning_where_nmap_is_not_found(desk, golden, tmp_path):
+    config = desk.rc("IPS 10.0.0.1\nNMAP no-such-nmap -F\n")
+    found = desk.run("--config", config, "--test-config")
+    assert found.status == 0 and [place for place, *_ in warnings(found)] == [f"{config}:2:6"]
+    golden("workshop/nmap-not-found.err", found.err)
+
+
+def test_a_real_nmap_is_asked_for_its_ports(desk, real_nmap):
+    rules = group("ignore 25 tcp open smtp", "ignore 80 tcp open http")
+    for options, lines in (("-p 80,443", [3]), ("-p 1-25", [4]), ("-sU -p 25", [3, 4]), ("-F", []),
+                           ("--exclude 10.0.0.9 -p 80", [3]), ("-6 -p 80", [3])):
+        found = desk.run("--config", desk.rc(f"{rules}NMAP {real_nmap} {options}\n"), "--test-config")
+        assert found.status == 0
+        assert [int(place.split(":")[1]) for place, *_ in warnings(found)] == lines, (options, found.err)
+
+
+RANGES = ("2*", "20-30", "20-29", "*5", "1-5", "5", "25", "2*5", "200-205", "1-9", "*1*", "10-15", "1*", "*", "1-65535")
+
+
+def numbers(ports):
+    """The ports that a rule's first field stands for."""
+    return {number for number in range(1, 65536) if hides((ports, "*", "*", "*"), nmap_audit.Port(number, "", ""))}
+
+
+def test_only_what_is_held_by_another_rule_is_called_so(desk, nmap):
+    """By itself or in part, a range that only looks like a pattern's digits is not: 2* holds 20-29 and not 20-30."""
+    nmap({"tcp": "1-65535"})
+    held = {ports: numbers(ports) for ports in RANGES}
+    for wider in RANGES:
+        others = [ports for ports in RANGES if ports != wider]
+        rules = "".join(f"group {at}\n ip 10.0.0.{at}\n ignore {ports} tcp open x\n ignore {wider} tcp open x\n"
+                        "end group\n" for at, ports in enumerate(others))
+        found = [int(place.split(":")[1]) for place, *_ in warnings(desk.ask("--test-config", rules=BASE + rules))]
+        told = {others[line // 5 - 1] for line in found if line % 5 == 0}
+        assert [ports for ports in told if not held[ports] <= held[wider]] == [], wider
+        assert told >= {ports for ports in others if ports.isdigit() and held[ports] <= held[wider]}, wider
+
+
+def test_settings_and_where_they_come_from(desk, nmap):
+    nmap()
+    config = desk.rc("IPS 10.0.0.1\nIPS 10.0.0.2\nMAX-THREADS 5\nMAX-THREADS 7\nDETAIL high\nQUIET\nDIR-NAME /srv/a\n"
+                     "NMAP nmap -sS --script 'a b'\nFROM a@example.net\nTELL always\nBATCH 3\nBATCH 4\n")
+    found = desk.run("--config", config, "--test-config", "--detail", "low", "--max-threads=9", "--ips", "10.0.0.3")
+    rows = dict(line.split(None, 1) for line in found.out.splitlines())
+    assert [line.split(None, 1)[0] for line in found.out.splitlines()] == list(rows)
+    said = {name: re.split(r"\s{2,}", text.strip()) for name, text in rows.items()}
+    assert said["DETAIL"] == ["low", "--detail"]
+    assert "DETAIL" not in found.err        # the option stands in its place, not beside it
+    assert said["MAX-THREADS"] == ["9", "--max-threads"]
+    assert said["DIR-NAME"] == ["/srv/a", "nmap-audit.rc:7"]
+    assert said["NMAP"] == ["nmap -sS --script 'a b'", "nmap-audit.rc:8"]
+    assert said["EMAIL-FROM"] == ["a@example.net", "nmap-audit.rc:9"]
+    assert said["TELL"] == ["always", "nmap-audit.rc:10"]
+    assert said["QUIET"] == ["yes", "nmap-audit.rc:6"] and said["SCAN-ONLY"] == ["no", "default"]
+    assert said["KEEP-RUNS"] == ["0", "default"] and said["BATCH"] == ["4", "nmap-audit.rc:12"]
+    assert said["IPS"] == ["10.0.0.3", "--ips"]
+    variables = {option.name for option in nmap_audit.OPTIONS.values() if option.variable}
+    assert set(rows) == variables and "CONFIG" not in rows
+    assert "SMTP-PASSWORD-FILE" in rows
+
+
+def test_settings_in_force_are_those_of_a_run(desk, nmap):
+    """The defaults that a person would look up: where results are kept, who sends, to whom, which subject."""
+    nmap()
+    found = desk.run("--config", desk.rc(""), "--test-config", env={"XDG_STATE_HOME": "/srv/state"})
+    rows = {line.split(None, 1)[0]: line for line in found.out.splitlines()}
+    where = "/var/lib/nmap-audit" if os.geteuid() == 0 else "/srv/state/nmap-audit"
+    assert re.fullmatch(rf"DIR-NAME +{where} +default", rows["DIR-NAME"])
+    for name, value in {"BATCH": "auto", "NMAP": "nmap -F", "MAX-THREADS": "10", "KEEP-RUNS": "0", "DETAIL": "low",
+                        "QUIET": "no", "SMTP-TLS": "none", "EMAIL-TO": ""}.items():
+        assert re.fullmatch(rf"{name} +{value} +default", rows[name]), rows[name]
+    found = desk.run("--config", desk.rc("EMAIL-TO a@example.net\nBATCH auto\nQUIET\n"), "--test-config", "--email-to=")
+    rows = {line.split(None, 1)[0]: line for line in found.out.splitlines()}
+    assert re.fullmatch(r"EMAIL-TO +--email-to", rows["EMAIL-TO"])      # which takes back what the file says
+    assert re.fullmatch(r"BATCH +auto +nmap-audit\.rc:2", rows["BATCH"])
+    assert re.fullmatch(r"QUIET +yes +nmap-audit\.rc:3", rows["QUIET"])
+
+
+@pytest.mark.parametrize("text, argv, status", [
+    ("", (), 0), ("IPS 10.0.0.1\n", (), 0), ("IPZ 10.0.0.1\n", (), 78), ("group a\n", (), 78), (b"\0", (), 78),
+    (None, (), 66), ("", ("--ips", "10.0.0.300"), 64), ("", ("--tesst-config",), 64)])
+def test_statuses(desk, nmap, tmp_path, text, argv, status):
+    nmap()
+    config = tmp_path / "nothing.rc" if text is None else desk.rc(text)
+    found = desk.run("--config", config, "--test-config", *argv)
+    assert found.status == status and bool(found.out) == (status == 0), found
+
 
 def picture(folder):
     """All that is in a folder: names, modes, sizes, times, contents."""
@@ -754,13 +990,15 @@ def picture(folder):
                    path.read_bytes() if path.is_file() else b"") for path in sorted(folder.rglob("*"))}
 
 
-ASKED = {"accept": ("--accept",), "why": ("--why", "10.0.0.1"), "unused-rules": ("--unused-rules",)}
+ASKED = {"accept": ("--accept",), "why": ("--why", "10.0.0.1"), "test-config": ("--test-config",),
+         "unused-rules": ("--unused-rules",)}
 
 
 @pytest.mark.parametrize("asked", ASKED)
-def test_it_only_looks(desk, fake, tmp_path, asked):
+def test_it_only_looks(desk, nmap, fake, tmp_path, asked):
     """Nothing is scanned, mailed or written, a held lock does not matter, and no other setting changes that."""
-    nmap, mails = fake("nmap", hosts={}), fake("sendmail")
+    nmap()
+    mails = fake("sendmail")
     for run_id in (RUN, NEXT):
         desk.store(host("10.0.0.1", "25 tcp open smtp"), run_id=run_id)
     (desk.directory / "lock").write_text("pid 1 since 2026-11-24 02:00:00\n")
@@ -773,21 +1011,48 @@ def test_it_only_looks(desk, fake, tmp_path, asked):
             found = desk.run("--config", config, "--dir-name", desk.directory, *ASKED[asked], *more)
             assert found.status == 0 and found.out, found
     assert picture(desk.directory) == before
-    assert mails.calls == [] and {path.name for path in tmp_path.iterdir()} == {
-        "bin", "fake-nmap.json", "runs", "nmap-audit.rc"}
-    assert nmap.calls == []
+    assert mails.calls == [] and {path.name for path in tmp_path.iterdir()} == {"bin", "runs", "nmap-audit.rc"}
+    assert bool(nmap.calls()) == (asked == "test-config") and not any(map(holds_a_target, nmap.calls()))
 
 
-@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("asked", ["accept", "why", "unused-rules"])
 def test_a_folder_that_is_not_there_is_not_made(desk, tmp_path, asked):
     found = desk.ask(*ASKED[asked])
     assert (found.status, found.out) == (66, "") and not desk.directory.exists() and str(desk.directory) in found.err
 
 
+def test_the_configuration_is_tested_before_any_folder_is_there(desk, nmap):
+    nmap()
+    assert desk.ask("--test-config").status == 0 and not desk.directory.exists()
+
+
+@pytest.mark.parametrize("words", [
+    "nmap -F", "nmap -6 -F", "nmap -sS -sU -p T:1-100,U:53", "nmap --exclude 10.0.0.1 -F",
+    "nmap --excludefile /dev/null -F", "nmap -F 192.0.2.0/24", "nmap 192.0.2.1 -F", "nmap -F scanme.example.net",
+    "sudo nmap -F", "ssh probe nmap -F", "nmap --exclude=10.0.0.1 192.0.2.1", "nmap --exclude 10.0.0.1 192.0.2.1"])
+def test_nmap_is_asked_without_targets(desk, nmap, fake, words):
+    """Whatever NMAP says: no call that could scan, and nothing that is run on another machine."""
+    nmap()
+    for name in ("ssh", "sudo"):
+        fake(name, text='#!/bin/sh\necho "$@" >> "$0.calls"\n')
+    assert desk.ask("--test-config", rules=f"IPS 10.0.0.1\nNMAP {words}\n").status in (0, 78)
+    for argv in nmap.calls():
+        everything = "--exclude" in argv and argv[argv.index("--exclude") + 1].startswith("0.0.0.0/0")
+        assert not holds_a_target(argv) or everything, argv
+    assert not list(nmap.path.parent.glob("s*.calls"))
+
+
+@pytest.mark.parametrize("words", [("-F", "127.0.0.1"), ("127.0.0.1", "-sn"), ("-6", "-F", "::1")])
+def test_a_real_nmap_takes_targets_from_the_empty_file_only(real_nmap, words):
+    done = subprocess.run([real_nmap, "-iL", "/dev/null", "-oX", "-", *words], capture_output=True, text=True,
+                          timeout=60)
+    assert 'total="0"' in done.stdout and "<host>" not in done.stdout and "<host " not in done.stdout
+
+
 # ---- --unused-rules ----------------------------------------------------------------------------
 
-FIRST = "Of {} finished runs on record:\n"
-USED = "Every rule was of use, or was never put to the test.\n"
+FIRST = "Finished runs on record: {}\n"
+USED = "Every rule was of use, or never tested.\n"
 
 
 def test_unused_rules(desk):
@@ -796,13 +1061,21 @@ def test_unused_rules(desk):
     nobody = "group nobody\n ip 192.0.2.1\n ignore 1 tcp open a\nend group nobody\n"
     found = desk.ask("--unused-rules", rules=RULES + nobody)
     assert found == (0, FIRST.format(3) + """\
-nmap-audit.rc:16: ignore 12* tcp open ssh (linux): of no use in 3 runs that looked
-nmap-audit.rc:20: ignore 135 tcp open loc-srv (windows): of no use in 3 runs that looked
-nmap-audit.rc:21: ignore 136 tcp open epmap (windows): of no use in 3 runs that looked
-nmap-audit.rc:22: ignore 445 tcp filtered microsoft-ds (windows): of no use in 3 runs that looked
-nmap-audit.rc:23: ignore 139 udp open netbios-ssn (windows): of no use in 3 runs that looked
-nmap-audit.rc:30: group 'nobody': held no host in 3 runs
+nmap-audit.rc:16: ignore 12* tcp open ssh (linux): of no use; runs that looked: 3
+nmap-audit.rc:20: ignore 135 tcp open loc-srv (windows): of no use; runs that looked: 3
+nmap-audit.rc:21: ignore 136 tcp open epmap (windows): of no use; runs that looked: 3
+nmap-audit.rc:22: ignore 445 tcp filtered microsoft-ds (windows): of no use; runs that looked: 3
+nmap-audit.rc:23: ignore 139 udp open netbios-ssn (windows): of no use; runs that looked: 3
+nmap-audit.rc:30: group 'nobody': held no host
 """, "")
+
+
+def test_a_rule_of_no_use_is_named_as_it_is_written(desk):
+    desk.store(host("10.0.0.1", "25 tcp open smtp"))
+    rules = "group a\n ip 10.0.0.1\n ignore 80 tcp open http until 2099-12-31\n ignore smtps open tcp 26\nend group\n"
+    assert desk.ask("--unused-rules", rules=rules).out == FIRST.format(1) + (
+        "nmap-audit.rc:3: ignore 80 tcp open http until 2099-12-31 (a): of no use; runs that looked: 1\n"
+        "nmap-audit.rc:4: ignore 26 tcp open smtps (a): of no use; runs that looked: 1\n")
 
 
 def test_an_expectation_that_was_never_met(desk):
@@ -818,8 +1091,8 @@ group unix
 end group unix
 """
     assert desk.ask("--unused-rules", rules=rules) == (0, FIRST.format(2) + """\
-nmap-audit.rc:3: expect 26 tcp open smtp (unix): of no use in 2 runs that looked
-nmap-audit.rc:6: expect 22 tcp closed * (unix): of no use in 2 runs that looked
+nmap-audit.rc:3: expect 26 tcp open smtp (unix): of no use; runs that looked: 2
+nmap-audit.rc:6: expect 22 tcp closed * (unix): of no use; runs that looked: 2
 """, "")
 
 
@@ -849,7 +1122,7 @@ def test_only_runs_that_looked_are_counted(desk):
     desk.store(host("10.0.0.1", "25 tcp open smtp"), looked={"tcp": "1-100"}, run_id=LAST)
     desk.store(host("10.0.0.2", "25 tcp open smtp"), looked={"tcp": "1-100"}, run_id="20261128-020000")
     assert desk.ask("--unused-rules", rules=rules).out == FIRST.format(4) + (
-        "nmap-audit.rc:3: ignore 80 tcp open http (a): of no use in 2 runs that looked\n")
+        "nmap-audit.rc:3: ignore 80 tcp open http (a): of no use; runs that looked: 2\n")
 
 
 def test_a_rule_that_was_of_use_once_is_not_named(desk):
@@ -880,7 +1153,7 @@ def test_only_the_hosts_of_a_rules_own_group_put_it_to_the_test(desk):
     start = json.loads((desk.directory / "more" / RUN / "run.json").read_text())["hosts"]["10.0.0.2"]["start"]
     note(desk.directory / RUN, "10.0.0.2", start=start)
     assert desk.ask("--unused-rules", rules=rules).out == FIRST.format(1) + (
-        "nmap-audit.rc:7: ignore 80 tcp open http (b): of no use in 1 runs that looked\n")
+        "nmap-audit.rc:7: ignore 80 tcp open http (b): of no use; runs that looked: 1\n")
 
 
 def test_unused_rules_without_rules(desk):
@@ -899,7 +1172,7 @@ def test_rules_of_a_generated_network_are_all_of_use(desk):
     more = rules + "group x\n os Plan 9\n ignore 564 tcp open 9pfs\nend group x\n"
     line = len(rules.splitlines()) + 1
     assert desk.ask("--unused-rules", rules=more).out == FIRST.format(2) + (
-        f"nmap-audit.rc:{line}: group 'x': held no host in 2 runs\n")
+        f"nmap-audit.rc:{line}: group 'x': held no host\n")
 
 
 def test_near_misses_are_few_however_many_rules_there_are():
