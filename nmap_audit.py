@@ -294,8 +294,8 @@ class Option(NamedTuple):
 
 TEXT = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]+"
 PLAIN = "(?![^\u2010-\u201f]*[\u2010-\u201f])"  # no dashes and quotes of word processors
-PERSON = (r"\s*(?![^,]*[\x00-\x1f\x7f-\x9f])(?a:(?:\"[^\"]*\"\s*|[^<>\",@]*)<[^\s<>\",@]+(?:@[^\s<>\",@]+)?>|"
-          r"[!#-'*+.-9=?^-~A-Z-]+(?:@[\w.:[\]-]+)?)\s*")
+ADDRESS = r"[!#-'*+.-9=?^-~A-Z-]+(?:@[\w.:[\]-]+)?"
+PERSON = rf"\s*(?![^,]*[\x00-\x1f\x7f-\x9f])(?a:(?:\"[^\"]*\"\s*|[^<>\",@]*)<{ADDRESS}>|{ADDRESS})\s*"
 SERVER = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?"
 Texts = tuple[str, ...]
 def _opt(default: T, *settings: Any, **more: Any) -> T:

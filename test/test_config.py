@@ -133,14 +133,15 @@ def test_switches(name, text, value):
 
 @pytest.mark.parametrize("text, people", [
     ("root", ("root",)), ("root@example.net", ("root@example.net",)), ("a@b,c@d", ("a@b", "c@d")),
-    ("a@b , c@d", ("a@b", "c@d")), ("Ann <a@b>", ("Ann <a@b>",)), ('"Doe, J" <a@b>, c@d', ('"Doe, J" <a@b>', "c@d"))])
+    ("a@b , c@d", ("a@b", "c@d")), ("Ann <a@b>", ("Ann <a@b>",)), ("Änne <a@b>", ("Änne <a@b>",)),
+    ('"Doe, J" <a@b>, c@d', ('"Doe, J" <a@b>', "c@d"))])
 def test_mail_addresses(text, people):
     assert config(f"EMAIL-TO {text}").email_to == people
 
 
 @pytest.mark.parametrize("text", [
     "a@b@c", "a b@c", "root example.net", "not an address", "@", ",", "a@b,,c@d", "<>", "a@b\x0bBcc: c@d", "a@b; c@d",
-    "Ann a@b", "ä@b", "a@b c@d"])
+    "Ann a@b", "ä@b", "a@b c@d", "Ann <ä@b>", "Ann <a@ä.net>", "Ann <a(b@c>"])
 def test_no_mail_addresses(text):
     assert refusal(f"EMAIL-TO {text}").status == 78
 
