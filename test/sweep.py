@@ -110,7 +110,9 @@ class Place:
 
     def __init__(self, folder):
         self.folder = folder
-        shutil.copy(PROGRAM, folder / "nmap_audit.py")
+        self.module = folder / "module"     # nothing else is ever put there: Python lists a changed folder again
+        self.module.mkdir()
+        shutil.copy(PROGRAM, self.module)
         for name, ports in (("before", (22, 23)), ("after", (22, 4444))):
             world = folder / name
             world.mkdir()
@@ -142,7 +144,8 @@ class Place:
         """A run of the audit, perhaps under strace."""
         mails = Path(tempfile.mkdtemp(prefix="mails.", dir=case))
         env = {"PATH": os.environ["PATH"], "MAILS": str(mails), "PYTHONHASHSEED": "0",
-               "PYTHONPYCACHEPREFIX": str(self.folder / "cache"), "PYTHONPATH": str(self.folder)}
+               "TMPDIR": str(self.folder), "PYTHONPYCACHEPREFIX": str(self.folder / "cache"),
+               "PYTHONPATH": str(self.module)}
         code = "import nmap_audit; raise SystemExit(nmap_audit.main())"
         done = subprocess.run([*prefix, sys.executable, "-c", code, "--config", case / "rc"], env=env, cwd=case,
                               stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS)
