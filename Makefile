@@ -18,8 +18,8 @@ ARGS ?=
 FUZZ ?= -max_total_time=60
 BENCH ?= start reading rules scale scan
 # what the tests start, beside nmap-audit itself
-TEST_PACKAGES = nmap postfix strace mandoc iproute2 iptables man-db groff cron libreoffice-calc systemd zsh \
-	openssh-server slurm-wlm
+TEST_PACKAGES = nmap postfix strace mandoc iproute2 nftables man-db groff cron libreoffice-calc systemd zsh \
+	openssh-server slurm-wlm tmux chromium
 
 VENV = .venv
 VENV_PYTHON = $(VENV)/bin/python3

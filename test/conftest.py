@@ -65,6 +65,17 @@ class Result(NamedTuple):
 def pytest_addoption(parser):
     parser.addoption("--regold", action="store_true",
                      help="rewrite the golden files of test/data, showing what changes")
+    parser.addoption("--whole", action="store_true",
+                     help="a test that is skipped has failed, unless it is for the corpus")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    wanted = item.config.getoption("--whole") and report.skipped and not hasattr(report, "wasxfail")
+    if wanted and "corpus" not in str(report.longrepr):
+        report.outcome, report.longrepr = "failed", f"nothing may be left out: {report.longrepr[-1]}"
+    return report
 
 
 def pytest_terminal_summary(terminalreporter):
