@@ -1268,7 +1268,7 @@ def suggest(run: Run, findings: Sequence[Finding], config: Config) -> str:
     text = f"# From {run.folder.name}: {len(asked)} ports on {len({each.host.address for each in asked})} hosts.\n"
     text += "".join(f"# No ip tag can hold {shown(address)}.\n" for address in sorted(odd))
     for name, (tags, rules) in zip(names, sorted(groups.items(), key=lambda item: sum(count for count, *_ in item[1]))):
-        rows = [f"ignore {_written(fields)}  # on {-count} hosts" for count, _, fields in sorted(rules)]
+        rows = [f"ignore {_written(port)}  # on {-count} host{'s' * (count < -1)}" for count, _, port in sorted(rules)]
         text += "\n    ".join([f"\ngroup {name}", *tags, *rows]) + f"\nend group {name}\n"
     return text if groups else text + "# Nothing to accept.\n"
 def _cover(asked: set[str], showing: set[str], members: Mapping[str, set[str]]) -> Iterator[tuple[Texts, int]]:
