@@ -54,7 +54,7 @@ help:
 	@sed -n 's/^## //p' Makefile
 
 audit: $(VENV)/run.stamp
-	$(VENV_PYTHON) nmap_audit.py --config nmap-audit.rc --tell always $(ARGS)
+	@$(VENV_PYTHON) nmap_audit.py --config nmap-audit.rc --tell always $(ARGS)
 
 test: lint types check
 

@@ -5,8 +5,7 @@
     Report --make_message--> mail --send_mail--> out
 
 Arrows only go forward, and the run directory is the only thing that passes from scanning to reporting. A section
-of this file uses itself and the sections above it; inside a section public names come before their helpers.
-"""
+of this file uses itself and the sections above it; inside a section public names come before their helpers."""
 from __future__ import annotations
 
 import collections
@@ -68,8 +67,7 @@ class Where(NamedTuple):
     def short(self) -> str:
         return f"{os.path.basename(self.file)}:{self.line}" if self.line else self.file
 
-# `WORD VALUE`: a line of the rc file, or an option.
-Line = NamedTuple("Line", [("word", str), ("value", str), ("where", Where), ("value_where", Where)])
+Line = NamedTuple("Line", [("word", str), ("value", str), ("where", Where), ("value_where", Where)])  # or an option
 
 class Rule(NamedTuple):
     """`ignore` or `expect` PORT PROTOCOL STATE SERVICE, in lower case; from the day `until` on it does not hold."""
@@ -193,8 +191,7 @@ GRAMMAR = r"""
     _SEPARATOR.2: /=|:(?!:)/
     VALUE.1: /(?:"[^"\n]*"|[^ \t\r\f\v\n#]|(?<=[=:])#)(?:"[^"\n]*"|[^ \t\r\f\v\n]|[ \t\r\f\v]+(?![ \t\r\f\v\n#]))*/
     _NL: /([ \t\r\f\v]*(#[^\n]*)?\n)+/
-    %ignore /[ \t\r\f\v]+/
-"""
+    %ignore /[ \t\r\f\v]+/"""
 
 def read_rc(path: str) -> str:
     """An rc file's text: UTF-8, or Latin-1 where it is not valid UTF-8. AuditError where there is no such text."""
@@ -259,7 +256,7 @@ def count_addresses(target: str) -> int:
         if len(target) <= MOST_LETTERS and re.fullmatch(rf"[\w.:,*%-]+(/{NUMBER})?", target, re.ASCII):
             one = ipaddress.IPv6Address(base) if width == 128 else re.fullmatch(NAME, base, re.ASCII)
             return (1 if one else math.prod(map(len, octets(base)))) << width - int(mask or width)
-    raise ValueError(f"nmap reads '{shown(target, 60)}' otherwise; write an address, subnet, range or name")
+    raise ValueError(f"nmap reads '{shown(target, 60)}' otherwise; write one address, subnet, range or name")
 
 def octets(text: str) -> tuple[frozenset[int], ...]:
     """The four sets of numbers that `192.0.2,7.*` or `10.0.0.1-9` stand for; ValueError for any other text."""
@@ -294,8 +291,8 @@ class Option(NamedTuple):
 
 TEXT = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]+"
 PLAIN = "(?![^\u2010-\u201f]*[\u2010-\u201f])"  # no dashes and quotes of word processors
-ADDRESS = r"[!#-'*+.-9=?^-~A-Z-]+(?:@[\w.:[\]-]+)?"
-PERSON = rf"\s*(?![^,]*[\x00-\x1f\x7f-\x9f])(?a:(?:\"[^\"]*\"\s*|[^<>\",@]*)<{ADDRESS}>|{ADDRESS})\s*"
+ADDR = r"[!#-'*+.-9=?^-~A-Z-]+(?:@(?:[\w.-]+|\[[\w.:]+\]))?"
+PERSON = rf"\s*(?!\.|[^,]*(?:[\x00-\x1f\x7f-\x9f]|[\s)]\.|\.<))(?a:(?:\"[^\"]*\"\s*|[^<>\",@:;]*)<{ADDR}>|{ADDR})\s*"
 SERVER = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?"
 Texts = tuple[str, ...]
 def _opt(default: T, *settings: Any, **more: Any) -> T:
@@ -346,6 +343,12 @@ class Config:
         return tuple(Path(name).absolute() for name in self.dir_name or (os.path.expanduser(f"{state}/nmap-audit"),))
     def place(self, name: str) -> str:
         return ", ".join(str(line.value_where) for line in self.sources.get(name, ())) or self.config
+    def unfit(self) -> Iterator[tuple[str, str]]:
+        """The options that no scan can start with, and why; what to do."""
+        if not (self.process_only or 0 < sum(map(count_addresses, self.ips)) <= MOST_ADDRESSES):
+            yield "IPS", f"IPS names none, or over {MOST_ADDRESSES}; name those to scan"
+        if len(self.folders) > 1 and not self.process_only:
+            yield "DIR-NAME", "several are for PROCESS-ONLY; name one"
     def refusal(self, name: str, what: str) -> AuditError:
         return AuditError(os.EX_USAGE if self.place(name)[:2] == "--" else os.EX_CONFIG, f"{self.place(name)}: {what}")
 
@@ -466,7 +469,7 @@ def _kind(word: str) -> str:
         return "port" if ends and int(ends[1] or 0) <= int(ends[2] or ends[1] or 0) < 65536 else "impossible port"
     return word if word == "*" else next((kind for kind in FIELDS if word in FIELDS[kind].split(", ")), "service")
 INSIDE = {name: Option(pattern, metavar, "", text, read, name=name) for name, pattern, metavar, text, read in (
-    ("ip", "[0-9A-Fa-f:.,*/-]+", "ADDRESS|SUBNET|RANGE", "no name; like 192.0.2.25 192.0.2.0/28 192.0.2.1-9", _ip_tag),
+    ("ip", "[0-9A-Fa-f:.,*/-]+", "ADDRESS|SUBNET|RANGE", "one a line, no name; 192.0.2.0/28 or 192.0.2.1-9", _ip_tag),
     ("hostname", rf"{PLAIN}(?!\d+(?:\.[\d*]+){{3}}$)[^\s,:]+", "NAME", "no address; * is any part", _hostname_tag),
     ("os", PLAIN + r".*\S.*", "TEXT", "a part of what nmap calls the system", _os_tag),
     *((name, PLAIN + ".+", "PORT PROTOCOL STATE SERVICE [until 2027-03-31]", "* for any", _rule) for name in RULES))}
@@ -908,7 +911,7 @@ class Scanner:
         return self._jobs(self.words, rest, max(1, len(batch) // 8), functools.partial(self._scanned, True))
     def _keep(self, host: HostResult, data: bytes) -> None:
         """Notes a result and says so: a line for each host; on a terminal one for all, drawn again and again."""
-        total, ports = len(self.work), sum(port.state != "closed" for port in host.ports)
+        of, ports = len(self.work), sum(port.state != "closed" for port in host.ports)
         path = self.run.folder / result_name(host.address, ".part" if host.outcome in ("cut off", "failed") else ".xml")
         if host.outcome != "down" and data and not self.attempt(write_file, path, data):
             host = host._replace(outcome="failed", reason="its result could not be written")
@@ -916,11 +919,10 @@ class Scanner:
         self.done, self.ports, self.worked = self.done + 1, self.ports + ports, self.worked + self.work[host.address]
         left = datetime.timedelta(seconds=int((time.monotonic() - self.began) * (self.whole / self.worked - 1)))
         what = f"{ports} port{'s' * (ports != 1)}" if host.outcome == "audited" else host.outcome
-        bar = f"[{'#' * (10 * self.done // total):-<10}]"
         if not self.config.quiet:
-            say(f"[{self.done}/{total}] {shown(str(host), 100)} {what}, {host.seconds:.1f} s",
-                live=f"{bar} {self.done}/{total} hosts, {self.ports} ports, {left} left")
-        if self.done % (total // 20 + 1) == 0:  # often enough for one that is killed, and not at each of 65,536
+            say(f"[{self.done}/{of}] {shown(str(host), 100)} {what}, {host.seconds:.1f} s",
+                live=f"[{'#' * (10 * self.done // of):-<10}] {self.done}/{of} hosts, {self.ports} ports, {left} left")
+        if self.done % (of // 20 + 1) == 0:  # often enough for one that is killed, and not at each of 65,536
             self.save(self.run)
 
 # ---- Remembering ----------------------------------------------------------------------------------------------------
@@ -982,7 +984,7 @@ def near_misses(groups: tuple[Group, ...], fields: Fields, day: str) -> dict[Rul
     near = ((rule, wrong[0]) for rule in likely if len(wrong := differing(rule, fields, day)) == 1)
     found = ((rule, f"it ended on {rule.until}" if at == len(FIELDS) else
               f"its {[*FIELDS][at]} is {rule.fields[at]} and nmap says {fields[at] or 'none'}")
-             for rule, at in near if at == len(FIELDS) or "*" not in rule.fields[0 if at else 3])
+             for rule, at in near if at == len(FIELDS) or (rule.fields[0] != "*" if at else "*" not in rule.fields[3]))
     return dict(itertools.islice(found, 8))  # more of them help nobody
 
 def index(groups: Sequence[Group]) -> Callable[[HostResult], tuple[Group, ...]]:
@@ -1061,8 +1063,7 @@ TABLE = '<table cellpadding="4" style="display:block;overflow:auto;white-space:n
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>nmap-audit</title><meta name="color-scheme" content="light dark">
 <meta name="viewport" content="width=device-width"></head><body style="font:14px sans-serif;overflow-wrap:anywhere">
-{}</body></html>
-"""
+{}</body></html>\n"""
 Found = Mapping[str, Sequence[Finding]]  # by table
 Section = tuple[str, str, Sequence[str], Sequence[Sequence[str]]]  # colour, title, headings, rows; or only a text
 MOST_ROWS, MOST_BARS = 20000, 8  # of a table, of the most frequent ports
@@ -1116,10 +1117,9 @@ def _bars(of: Found, counts: Mapping[str, int]) -> Iterator[Section]:
     ports = (each.port for change in PORT_CHANGES for each in of.get(change, ()))
     often = collections.Counter(shown(f"{port.key} {port.service}", 40) for port in ports)
     hosts = {name: counts[name] for name in ("audited", "not audited", "down") if counts[name]}
-    for title, bars in (("Hosts", hosts), ("Most frequent: accept first", dict(often.most_common(MOST_BARS)))):
-        if bars:
-            yield "inherit", title, (), [(name, str(count), "\u2588" * math.ceil(count * 12 / max(bars.values())))
-                                         for name, count in bars.items()]
+    for title, bar in (("Hosts", hosts), ("Most frequent: accept first", dict(often.most_common(MOST_BARS)))):
+        rows = [(name, str(count), "\u2588" * math.ceil(count * 12 / max(bar.values()))) for name, count in bar.items()]
+        yield from [("inherit", title, (), rows)] * bool(rows)
 def _parts(sections: Iterable[Section], form: str) -> Iterator[str]:
     """What a report consists of, in tabulate's form: `simple`, or `html` with all that was found escaped."""
     from html import escape
@@ -1217,11 +1217,11 @@ def _to_smtp(data: bytes, config: Config) -> str:
 ASKED = re.compile(r"(?:([^:\[\]]+|\[[^\[\]]+\]):)?0*(\d+)(?:/(tcp|udp|sctp|ip))?")
 SUBNETS = {4: (30, 29, 28, 27, 26, 25, 24), 6: (124, 120, 112, 64)}  # that groups are made of
 SAFE = re.compile(r"os [A-Za-z0-9][A-Za-z0-9 .,:()/+_-]*|hostname (?!-)[a-z0-9*_.-]+|ip [0-9A-Fa-f.:/]+")  # a tag
-NOWHERE = Where("")
+NOWHERE, NO_SERVICE = Where(""), r"[^a-z0-9_.:+*/-]|^ssl/"  # what nmap has in no service's name
 
 def select(asked: str, findings: Iterable[Finding]) -> tuple[Rule, list[Finding]]:
     """The ports of HOSTS[:PORT[/PROTOCOL]] or PORT[/PROTOCOL], as a rule, and what is found there. AuditError (64)."""
-    match = ASKED.fullmatch(asked)
+    match = ASKED.fullmatch(asked.lower())
     named, number, protocol = match.groups("*") if match else (asked, "*", "*")
     try:
         ports = Rule("", _rule(f"{number} {protocol} * *")[0], NOWHERE, "")
@@ -1230,8 +1230,8 @@ def select(asked: str, findings: Iterable[Finding]) -> tuple[Rule, list[Finding]
     except ValueError:
         raise AuditError(os.EX_USAGE, f"'{shown(asked, 60)}' is not HOST[:PORT[/PROTOCOL]] or PORT[/PROTOCOL]; write "
                          "like web*, 192.0.2.0/28:25, 161/udp or [2001:db8::1]:25/tcp") from None
-    return ports, [each for each in findings if tag.matches(each.host) and (
-        each.change == "host" or each.change in (*PORT_CHANGES, "near") and not differing(ports, each.port.fields))]
+    return ports, [each for each in findings if tag.matches(each.host) and (each.change == "host" or each.change in (
+        *PORT_CHANGES, "near", "gone", "missing") and not differing(ports, each.port.fields))]
 def _tag(word: str, value: str) -> Tag:
     return Tag(word, value, NOWHERE, *INSIDE[word].read(value))
 
@@ -1244,14 +1244,15 @@ def explain(run: Run, findings: Sequence[Finding], config: Config) -> str:
         lines.append(f"{shown(str(host))}: {host.outcome} in {run.folder.name}: {shown(host.reason)}".rstrip(": "))
         lines += [f"  in group '{group.name}' by {tag.where.short} ({tag.word} {tag.value})"
                   for group in groups_of(host) for tag in group.tags if tag.matches(host)] or ["  in no group"]
-        for _, change, port, _, rules, why in rows:
-            what = ", ".join(f"{rule.where.short} ({rule.group})" for rule in rules)
-            lines.append(f"    {rules[0].where.short} would, but {why}" if change == "near" else
-                         f"  {port.key} {port.state} {shown(port.service, 40)}".rstrip()
-                         + (f": ignored by {what}" if rules else ": no rule ignores it"))
+        for each in rows:
+            what, it = ", ".join(f"{rule.where.short} ({rule.group})" for rule in each.rules), texts(each)
+            how = {"gone": "gone since the last report", "missing": f"missing, expected by {what}"}.get(
+                each.change, f"ignored by {what}" if each.rules else "no rule ignores it")
+            line = f"  {it['port']}/{it['protocol']} {it['state']} {shown(it['service'], 40)}".rstrip() + f": {how}"
+            lines.append(f"    {it['line']} would, but {each.why}" if each.change == "near" else line)
         if asked.fields[0] != "*" and not rows:
-            key = "/".join(asked.fields[:2]).removesuffix("/*")
-            lines.append(f"  {key}: {'closed or not listed' if in_reach(asked, host.looked) else 'not looked at'}")
+            known = {"audited": "closed or not listed" if in_reach(asked, host.looked) else "not looked at"}
+            lines.append(f"  {'/'.join(asked.fields[:2]).removesuffix('/*')}: {known.get(host.outcome, 'not known')}")
     return "\n".join(lines) + "\n"
 
 def suggest(run: Run, findings: Sequence[Finding], config: Config) -> str:
@@ -1261,11 +1262,11 @@ def suggest(run: Run, findings: Sequence[Finding], config: Config) -> str:
     wanted, shows = (gathered((each.port.fields, each.host.address) for each in several) for several in (
         asked, asked + [each for each in findings if each.table == "ignored"]))
     odd = {each.host.address for each in asked if numeric(each.host.address)[0] == 9 or "%" in each.host.address}
-    members = _candidates(run.hosts.values())
+    members = _candidates([*run.hosts.values(), *(run.record.get("before") or {}).values()])
     groups = gathered((tags, (-count, int(fields[0]), fields)) for fields, several in sorted(wanted.items())
                       for tags, count in _cover({*several} - odd, {*shows[fields]}, members))
     names = (name for at in itertools.count(1) if (name := f"accepted {day} {at}") not in taken)
-    text = f"# From {run.folder.name}: {len(asked)} ports on {len({each.host.address for each in asked})} hosts.\n"
+    text = f"\n# From {run.folder.name}: {len(asked)} ports on {len({each.host.address for each in asked})} hosts.\n"
     text += "".join(f"# No ip tag can hold {shown(address)}.\n" for address in sorted(odd))
     for name, (tags, rules) in zip(names, sorted(groups.items(), key=lambda item: sum(count for count, *_ in item[1]))):
         rows = [f"ignore {_written(port)}  # on {-count} host{'s' * (count < -1)}" for count, _, port in sorted(rules)]
@@ -1275,7 +1276,8 @@ def _cover(asked: set[str], showing: set[str], members: Mapping[str, set[str]]) 
     """The tags of groups that hold these addresses and none that does not show the port; how many; outliers last."""
     usable = {tag: several for tag, several in members.items() if several <= showing}
     left = set(asked)
-    while usable and len(left & usable[best := max(usable, key=lambda tag: (len(left & usable[tag]), tag))]) > 1:
+    while usable and len(left & usable[best := max(usable, key=lambda tag: (
+            len(left & usable[tag]), tag[:2], tag[:2] == "ip" and int(tag.split("/")[1]), tag))]) > 1:
         yield (best,), len(asked & usable[best])
         left -= usable[best]
     if left:
@@ -1286,8 +1288,8 @@ def _candidates(hosts: Iterable[HostResult]) -> dict[str, set[str]]:
     for host in hosts:
         version, number, _ = numeric(host.address)
         label, dot, domain = "".join(host.names[:1]).lower().partition(".")
-        tags |= {f"os {guess}" for guess in host.os}
-        tags |= {f"hostname {name}{dot}{domain}" for name in ("*", re.sub(r"\d+", "*", label)) if dot or name != "*"}
+        tags |= {f"os {guess}" for guess in host.os} | {f"hostname {name}{dot}{domain}" for name in (
+            "*", re.sub(r"\d+", "*", label)) if name != "*" or "." in domain}
         tags |= {f"ip {ipaddress.ip_network((number, bits), strict=False)}" for bits in SUBNETS.get(version, ())}
     groups_of = index([Group(tag, NOWHERE, (_tag(*tag.split(" ", 1)),), ()) for tag in tags if SAFE.fullmatch(tag)])
     found = gathered((group.name, host.address) for host in hosts for group in groups_of(host))
@@ -1299,21 +1301,22 @@ def _written(fields: Fields) -> str:
 
 def unused(groups: Sequence[Group], runs: Iterable[Run]) -> str:
     """The rules that were put to the test in these runs, and were of no use; the groups that held no host."""
-    tested, used, total, groups_of = collections.Counter[Rule](), set[Rule | Group](), 0, index(groups)
+    tested, used, total, groups_of = collections.Counter[Rule](), set[object](), 0, index(groups)
     for total, run in enumerate(runs, 1):
         seen, day = set[tuple[Group, str]](), run_day(run)
-        for host in (host for host in run.hosts.values() if host.outcome != "down"):
-            used.update(members := groups_of(host))
+        for host, members in ((host, groups_of(host)) for host in run.hosts.values() if host.outcome != "down"):
+            used.update(members, *(accepting(members, port.fields, day) for port in host.ports),
+                        ["ip", "hostname" * bool(host.names), "os" * bool(host.os)])  # what tags could be judged
             if host.outcome == "audited":
                 seen |= {(group, host.looked) for group in members}
-                used.update(*(accepting(members, port.fields, day) for port in host.ports),
-                            (rule for rule in rules_by(members, "expect") if met(rule, host)))
+                used.update(rule for rule in rules_by(members, "expect") if met(rule, host))
         tested.update({rule for group, looked in seen for rule in group.rules
                        if rule.holds(day) and in_reach(rule, looked)})
     idle = [f"{rule.where.short}: {rule.word} {' '.join(rule.fields)}{rule.until and ' until ' + rule.until} "
-            f"({rule.group}): of no use; runs that looked: {tested[rule]}"
+            f"({rule.group}): {'never met' if rule.word == 'expect' else 'of no use'}; runs that looked: {tested[rule]}"
             for group in groups for rule in group.rules if tested[rule] and rule not in used]
-    idle += [f"{group.where.short}: group '{group.name}': held no host" for group in groups if group not in used]
+    idle += [f"{group.where.short}: group '{group.name}': held no host" for group in groups
+             if group not in used and group.tags[0].word in used]
     return "\n".join([f"Finished runs on record: {total}", *(idle or ["Every rule was of use, or never tested."]), ""])
 
 def in_reach(rule: Rule, looked: str) -> bool:
@@ -1324,42 +1327,40 @@ def in_reach(rule: Rule, looked: str) -> bool:
 
 def oddities(config: Config, looked: str, problem: str, today: str) -> Iterator[tuple[object, str]]:
     """What a run would put up with: where, what; what to do. looked: at which ports NMAP looks; and its problem."""
-    if problem:
-        yield config.place("NMAP"), problem
-    if not lists_all(config.nmap):
-        yield config.place("NMAP"), "with --open nobody can tell whether ports add up; take it out"
+    yield from ((config.place(name), what) for name, what in (*config.unfit(), ("NMAP", problem), (
+        "NMAP", "with --open nobody can tell if ports add up; take it out" * (not lists_all(config.nmap)))) if what)
     for name, lines in config.sources.items():
-        if len(lines) > 1 and lines[-1].where.line and not VARIABLES[name].many:
-            yield lines[-2].where, f"{name} stands again on line {lines[-1].where.line}, which holds; take one out"
+        yield from ((line.where, f"{name} stands again on line {lines[-1].where.line}, which holds; take one out")
+                    for line in lines[:-1] if lines[-1].where.line and not VARIABLES[name].many)
         if name in ("CONFIG", "DIR-NAME", "SENDMAIL", "SMTP-PASSWORD-FILE") and not lines[-1].value.startswith("/"):
             yield lines[-1].where, f"{name} is a relative path; write it in full, cron starts somewhere else"
     same = gathered((frozenset((tag.word, _folded(tag.value)) for tag in group.tags), group) for group in config.groups)
+    every = [rule for group in config.groups for tag in group.tags if tag[:2] == ("ip", "*") for rule in group.rules]
     for groups in same.values():
-        alike = gathered((frozenset((rule.word, *rule.fields, rule.until) for rule in group.rules), group)
-                         for group in groups)
+        alike = gathered((frozenset((*rule[:2], rule.until) for rule in group.rules), group) for group in groups)
         for first, *more in alike.values():
             yield from ((group.where, f"group '{group.name}' differs from '{first.name}' in nothing but its name; "
                          "take one out") for group in more)
-        yield from _odd_rules([rule for first, *_ in alike.values() for rule in first.rules], looked, today)
-def _odd_rules(rules: Sequence[Rule], looked: str, today: str) -> Iterator[tuple[Where, str]]:
-    """What is odd about the rules for the same hosts."""
-    whole = Group("", NOWHERE, (), tuple(rules))
-    for rule in whole.rules:
-        wider = next((each.where.line for each in accepting((whole,), rule.fields, "") if each.word == rule.word
-                      and not each.until and (each.fields != rule.fields or each.where < rule.where)), 0)
+        yield from _odd_rules([rule for first, *_ in alike.values() for rule in first.rules], every, looked, today)
+def _odd_rules(rules: Sequence[Rule], every: Sequence[Rule], looked: str, today: str) -> Iterator[tuple[Where, str]]:
+    """What is odd about the rules for the same hosts; every: those for all hosts."""
+    whole = Group("", NOWHERE, (), tuple(rule for rule in (*rules, *every) if not rule.until))
+    for rule in rules:  # a wider `expect` asks for less
+        wider = next((each.where.line for each in accepting((whole,), rule.fields, "") if each.word == rule.word and (
+            rule.word == "ignore" if differing(rule, each.fields) else rule.until or each.where < rule.where)), 0)
         odd = {f"this rule ended on {rule.until}; take it out, or write a later day": not rule.holds(today),
                f"line {wider} holds this, too; take this one out": wider,
-               f"this hides every port of group '{rule.group}'; name the ports": set(rule.fields) == {"*"},
-               "NMAP looks at no port of this rule; take it out, or change NMAP's port list":
-               looked and not in_reach(rule, looked)}
+               f"this hides every port of group '{rule.group}'; name the ports":
+               {rule.fields[0], rule.fields[2]} <= {"*", "0-65535", "1-65535", "open"} and rule.fields[3] == "*",
+               "nmap names no service so; write what a report shows": re.search(NO_SERVICE, rule.fields[3]),
+               "NMAP scans no port of it; take it out, or see to -p and -sU": looked and not in_reach(rule, looked)}
         yield from ((rule.where, what) for what, so in odd.items() if so)
 
 def settings(config: Config) -> str:
     """The settings in force, a line each as an rc file has it, and where each comes from."""
     text = ""
-    for each in (each for each in OPTIONS.values() if each.variable):
-        name = "folders" if each.name == "DIR-NAME" else each.name.lower().replace("-", "_")
-        value = getattr(config, name)
+    for each in dict.fromkeys(VARIABLES.values()):
+        value = getattr(config, "folders" if each.name == "DIR-NAME" else each.name.lower().replace("-", "_"))
         default = " ".join(map(str, value)) if isinstance(value, tuple) else "no" if value is False else str(value)
         lines = config.sources.get(each.name) or [Line("", default, Where("default"), NOWHERE)]
         for line in lines[0 if each.many else -1:]:
@@ -1416,7 +1417,7 @@ class Audit(Scanner):
         config = self.config
         if config.test_config:
             for where, what in oddities(config, *self._try_nmap(), time.strftime("%F")):
-                complain(f"{where}: warning: {what}")
+                complain(f"{where}: warning: {shown(what, 900)}")
             return settings(config)
         runs = list(map(_stored, config.folders))
         if config.unused_rules:
@@ -1428,17 +1429,16 @@ class Audit(Scanner):
             words, outputs = nmap_words(self.config.nmap), list[Output]()
         except AuditError as error:
             return "", str(error)
-        if nmap_at(words):
+        if nmap_at(words) or any(re.match("--?script", word) for word in words):  # a script may send by itself
             return "", ""
         run_jobs([Job([words[0], "-iL", "/dev/null", "-oX", "-", *words[1:]], outputs.append)], Path("/tmp"), 1)
-        problem = f"nmap says: {_last_words(outputs[0].err)}; change NMAP, or run this as root"
-        return read_xml(io.BytesIO(outputs[0].out)).looked, problem * (outputs[0].status != 0)
+        looked = read_xml(io.BytesIO(outputs[0].out)).looked
+        return looked, (f"nmap says: {_last_words(outputs[0].err)}; change NMAP, or run this as root"
+                        if outputs[0].status else "it looks at no port; take -sn and the like out" * (not looked))
     def scan(self, argv: Sequence[str]) -> None:
         config, directory = self.config, self.config.folders[0]
-        if not 0 < sum(map(count_addresses, config.ips)) <= MOST_ADDRESSES:
-            raise config.refusal("IPS", f"IPS names none, or over {MOST_ADDRESSES}; name those to scan")
-        if len(config.folders) > 1:
-            raise config.refusal("DIR-NAME", "several are for PROCESS-ONLY; name one")
+        for name, what in config.unfit():
+            raise config.refusal(name, what)
         self.words = nmap_words(config.nmap)
         with locked(directory):
             self.run = self._begin(argv) if config.resume is None else self._take_up(config.resume)

@@ -134,6 +134,8 @@ def test_switches(name, text, value):
 @pytest.mark.parametrize("text, people", [
     ("root", ("root",)), ("root@example.net", ("root@example.net",)), ("a@b,c@d", ("a@b", "c@d")),
     ("a@b , c@d", ("a@b", "c@d")), ("Ann <a@b>", ("Ann <a@b>",)), ("Änne <a@b>", ("Änne <a@b>",)),
+    ("J. Doe <a@b>", ("J. Doe <a@b>",)), ("Doe (IT) <a@b>", ("Doe (IT) <a@b>",)),
+    ("a@[127.0.0.1]", ("a@[127.0.0.1]",)),
     ('"Doe, J" <a@b>, c@d', ('"Doe, J" <a@b>', "c@d"))])
 def test_mail_addresses(text, people):
     assert config(f"EMAIL-TO {text}").email_to == people
@@ -141,7 +143,10 @@ def test_mail_addresses(text, people):
 
 @pytest.mark.parametrize("text", [
     "a@b@c", "a b@c", "root example.net", "not an address", "@", ",", "a@b,,c@d", "<>", "a@b\x0bBcc: c@d", "a@b; c@d",
-    "Ann a@b", "ä@b", "a@b c@d", "Ann <ä@b>", "Ann <a@ä.net>", "Ann <a(b@c>"])
+    "Ann a@b", "ä@b", "a@b c@d", "Ann <ä@b>", "Ann <a@ä.net>", "Ann <a(b@c>",
+    # which the library that writes mails cannot read
+    "root@[127.0.0.1", "ops@example.net, : <root@example.net>", ". <a@b>", "Ops: day <a@b>, Ops; night <c@d>",
+    "J.<a@b>", "a@b:25", "(). <a@b>"])
 def test_no_mail_addresses(text):
     assert refusal(f"EMAIL-TO {text}").status == 78
 

@@ -306,7 +306,7 @@ def test_the_example_has_the_documented_keys() -> None:
 
 # ---- The worked example -------------------------------------------------------------------------
 
-PROMPTED = "(?:nmap-audit|cut)"     # what a command of it begins with, behind the prompt
+PROMPTED = "(?:nmap-audit|rev)"     # what a command of it begins with, behind the prompt
 
 
 def network() -> dict[str, object]:

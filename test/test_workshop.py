@@ -120,15 +120,15 @@ class Accepted(NamedTuple):
     rules: list[tuple[tuple[str, ...], int]]
 
 
-HEAD = re.compile(r"# From (\d{8}-\d{6}|\S+): (\d+) ports? on (\d+) hosts?\.")
+HEAD = re.compile(r"\n# From (\d{8}-\d{6}|\S+): (\d+) ports? on (\d+) hosts?\.")
 IGNORE = re.compile(r"    ignore (\S+) (\S+) (\S+) (\S+)  # on (\d+) hosts?")
 TAG = re.compile(r"    (ip|hostname|os) (\S.*?)\s*")
 
 
 def accepted(text):
     """The groups in --accept's output; a line that is no rc text of the agreed form fails."""
-    first, *lines = text.splitlines()
-    assert HEAD.fullmatch(first), first
+    first, second, *lines = text.splitlines()
+    assert HEAD.fullmatch(f"{first}\n{second}"), second
     groups = []
     for line in lines:
         if line.startswith("group "):
@@ -327,7 +327,7 @@ def test_only_ports_that_are_shown_are_accepted(desk):
     report = inside("--config", desk.rc(rules), "--dir-name", desk.directory, "--process-only").out
     assert {"Gone (1)", "Missing: expected and not there (1)"} <= tables(report).keys(), report
     found = desk.ask("--accept", rules=rules)
-    assert found.out.startswith(f"# From {NEXT}: 3 ports on 2 hosts.\n")
+    assert found.out.startswith(f"\n# From {NEXT}: 3 ports on 2 hosts.\n")
     written = sorted(fields for each in accepted(found.out) for fields, _ in each.rules)
     assert written == [("26", "tcp", "filtered", "smtp"), ("30", "tcp", "open", "x"),
                        ("53", "udp", "open|filtered", "domain")]
@@ -355,6 +355,41 @@ def test_the_best_group_and_the_most_frequent_port_come_first(desk):
         assert order == sorted(order), group
         totals.append(sum(count for _, count in group.rules))
     assert totals == sorted(totals, reverse=True)
+
+
+@pytest.mark.parametrize("gone", ["failed", "down"])
+def test_what_is_remembered_of_a_host_keeps_it_out_of_what_is_accepted(desk, gone):
+    """It had no such port when it was audited last; should it have one tomorrow, that is news."""
+    web = [host(f"10.0.0.{at}", *["22 tcp open ssh"] * (at < 7), "80 tcp open http", name=f"web{at}.example.net",
+                system="linux") for at in (5, 6, 7)]
+    desk.store(*web)
+    assert desk.ask("--process-only").status == 0       # it is told
+    folder = desk.store(*web[:2], run_id=NEXT)
+    note(folder, "10.0.0.7", outcome=gone, reason="of itself")
+    for limit in ("", "22/tcp"):
+        groups = [each for each in accepted(desk.ask("--accept", limit).out)
+                  if ("22", "tcp", "open", "ssh") in [fields for fields, _ in each.rules]]
+        assert [each.tags for each in groups] == [[("ip", "10.0.0.5"), ("ip", "10.0.0.6")]], limit
+
+
+@pytest.mark.parametrize("hosts, tags", [
+    ((("10.0.0.12", ""), ("10.0.0.13", "")), [("ip", "10.0.0.12/30")]),
+    ((("10.0.0.7", ""), ("10.0.0.8", "")), [("ip", "10.0.0.0/28")]),
+    ((("2001:db8::1", ""), ("2001:db8::2", "")), [("ip", "2001:db8::/124")]),
+    ((("10.0.0.1", "one.example"), ("10.9.0.1", "two.example")), [("ip", "10.0.0.1"), ("ip", "10.9.0.1")]),
+    ((("10.0.0.1", "one."), ("10.9.0.1", "two.")), [("ip", "10.0.0.1"), ("ip", "10.9.0.1")]),
+    ((("10.0.0.1", "one.example.net"), ("10.9.0.1", "two.example.net")), [("hostname", "*.example.net")])])
+def test_a_group_is_as_narrow_as_may_be(desk, hosts, tags):
+    """The smallest subnet that holds the hosts, and never all hosts of a top-level domain."""
+    desk.store(*(host(address, "22 tcp open ssh", name=name or ()) for address, name in hosts))
+    group, = accepted(desk.ask("--accept").out)
+    assert group.tags == tags
+
+
+def test_accepted_rules_may_be_appended_to_a_line_without_an_end(desk):
+    desk.store(*OFFICE)
+    rules = "group a\n ip 10.0.0.1\n ignore 1 tcp open x\nend group a"
+    assert desk.findings(rules + desk.ask("--accept", rules=rules).out) == set()
 
 
 def test_the_names_of_groups_never_collide(desk):
@@ -465,7 +500,7 @@ def test_addresses_that_no_tag_can_hold(desk):
         assert after.status in (0, 2), (address, found.out, after.err)
         left = {row["IP"] for row in read_csv(after.out)}
         assert left == {nmap_audit.shown(address)}, address
-        assert [line for line in found.out.splitlines()[1:] if line.startswith("#")] == [
+        assert [line for line in found.out.splitlines()[2:] if line.startswith("#")] == [
             f"# No ip tag can hold {nmap_audit.shown(address)}."], found.out
         (folder / "a.xml").unlink()
         folder.rmdir()
@@ -656,6 +691,33 @@ def test_why_of_a_host_that_was_not_audited(office, address, outcome):
     assert found.status == 0 and found.out.startswith(f"{address}: {outcome} in 20261124-020000"), found
 
 
+@pytest.mark.parametrize("asked", ["10.0.0.80:26", "10.0.0.90:26", "10.0.0.80:20000"])
+def test_why_of_a_port_of_a_host_that_was_not_audited(office, asked):
+    """It is not called closed: nobody knows."""
+    assert office.ask("--why", asked, rules=RULES).out.endswith(f"\n  {asked.partition(':')[2]}: not known\n")
+
+
+def test_why_of_what_is_gone_or_missing(desk):
+    """What the report says of a port is said of it here, too."""
+    rules = ("group a\n ip 10.0.0.1\n expect 25 tcp open smtp\n expect 80-89 tcp open http\n ignore 22 tcp open ssh\n"
+             "end group\n")
+    desk.store(host("10.0.0.1", "22 tcp open ssh", "25 tcp open smtp", "79 tcp open finger"))
+    assert desk.ask("--process-only", rules=rules).status == 0      # it is told
+    desk.store(host("10.0.0.1", "22 tcp open ssh", "25 tcp filtered smtp"), run_id=NEXT)
+    assert desk.ask("--why", "10.0.0.1", rules=rules).out == f"""\
+10.0.0.1: audited in {NEXT}
+  in group 'a' by nmap-audit.rc:2 (ip 10.0.0.1)
+  80-89/tcp open http: missing, expected by nmap-audit.rc:4 (a)
+  22/tcp open ssh: ignored by nmap-audit.rc:5 (a)
+  25/tcp filtered smtp: no rule ignores it
+    nmap-audit.rc:3 would, but its state is open and nmap says filtered
+  25/tcp open smtp: missing, expected by nmap-audit.rc:3 (a)
+  79/tcp open finger: gone since the last report
+"""
+    assert desk.ask("--why", "10.0.0.1:79", rules=rules).out.splitlines()[2:] == [
+        "  79/tcp open finger: gone since the last report"]
+
+
 @pytest.mark.parametrize("asked", ["10.0.0.99", "10.0.0.99:25", "nobody.example.net", "2001:db8::26",
                                    "[2001:db8::26]:25", "mail.example.net.evil", "nobody*", "192.0.2.0/24",
                                    "10.0.0.4-64:25"])
@@ -743,7 +805,8 @@ def test_near_misses_are_looked_for_only_where_they_are_shown(office, monkeypatc
     ("25 tcp open smtps", "its service is smtps and nmap says smtp"), ("25 tcp open s*t", "its service is s*t"),
     ("25 tcp filtered smtp", "its state is filtered"), ("25 udp open smtp", "its protocol is udp"),
     ("26 tcp open smtp", "its port is 26 and nmap says 25"), ("26-30 tcp open smtp", "its port is 26-30"),
-    ("3* tcp open smtp", "its port is 3*"), ("25 tcp open smtp until 2026-11-24", "it ended on 2026-11-24"),
+    ("3* tcp open smtp", "its port is 3*"), ("2* tcp open smtps", "its service is smtps"),
+    ("25 tcp open smtp until 2026-11-24", "it ended on 2026-11-24"),
     ("20-30 tcp open smtps", "its service is smtps"),
     ("26 tcp open smtps", ""), ("26 tcp open *", ""), ("26 tcp open s*", ""), ("* tcp filtered *", ""),
     ("* tcp open http", ""), ("25 udp filtered smtp", ""), ("26 tcp open smtp until 2026-11-24", ""),
@@ -833,6 +896,29 @@ ODD_FILES = {  # by name: an rc text, what nmap looks at, the lines that a warni
         "ignore 25 tcp open smtp", "ignore 20-30 tcp open *", "ignore 80 tcp open http", "ignore 80 * open http",
         "ignore 100-110 tcp open x", "ignore 90-120 tcp * x*", "ignore 200 tcp open y", "ignore 200 tcp filtered *",
         "ignore 300 tcp open z", "expect 300 tcp open *"), TCP, [5, 7, 9]),
+    "expect-asks-for-less": (BASE + group(
+        "expect 80 tcp open http", "expect 443 tcp open *", "expect * tcp open *", "expect 443 tcp open *"),
+        TCP, [7, 8]),
+    "alike-but-dates": (BASE + group(
+        "ignore 80 tcp open http until 2099-01-01", "ignore 80 tcp open http", "ignore 81 tcp open *",
+        "ignore 81 tcp open **", "ignore 82 tcp open http", "ignore 82 tcp open http until 2099-01-01"),
+        TCP, [5, 8, 10]),
+    "set-thrice": (BASE + "DETAIL low\nDETAIL med\nDETAIL high\n", TCP, [3, 4]),
+    "a-strange-name": (BASE + group("ignore 80 tcp open http") + group(
+        "ignore 80 tcp open http", name="b\x1b[31mRED"), TCP, [7]),
+    "everything-that-is-open": (BASE + group(
+        "ignore 0-65535 tcp open *", "ignore 1-65535 * * *", "ignore * udp open|filtered *",
+        "ignore 1-65534 tcp open *", "ignore * tcp open x"), {"tcp": "1-65535", "udp": "1-9"}, [5, 6, 8]),
+    "accepted-everywhere": (BASE + group("ignore 25 tcp open smtp", "ignore 26 tcp open *", "expect 22 tcp open ssh")
+                            + "group all\n ip 10.0.0.9\n ip *\n ignore 25 tcp * smtp\n ignore 26 tcp open x\n"
+                            " ignore 22 tcp open *\nend group all\n", TCP, [5]),
+    "no-service": (BASE + group(
+        'ignore 25 tcp open "smtp"', "ignore 25 tcp open smtp;", "ignore 25 tcp open 'smtp'",
+        "ignore 443 tcp open ssl/http",
+        "ignore 25 tcp open \u00absmtp\u00bb", "ignore 6000 tcp open X11:1", "ignore 1720 tcp open h.323/q.931",
+        "ignore 1 tcp open at-3+x_*"), {"tcp": "1-9999"}, [5, 6, 7, 8, 9]),
+    "no-targets": ("DIR-NAME /var/lib/a,/var/lib/b\n", TCP, [None, 1]),
+    "no-ports": (BASE + "NMAP nmap -sn\n", {}, [3]),
     "everything": (BASE + group("ignore * * * *") + group("ignore 1 tcp * *", "ignore 2 tcp open x", name="web"),
                    TCP, [5, 9, 10]),
     "alike-groups": (BASE + group("ignore 25 tcp open smtp", "ignore 26 tcp open smtp", "expect 27 tcp open *")
@@ -855,7 +941,8 @@ def test_warnings(desk, nmap, golden, tmp_path, name):
     config = desk.rc(text)
     found = desk.run("--config", config, "--test-config")
     assert found.status == 0
-    assert [place.rpartition(":")[0] for place, *_ in warnings(found)] == [f"{config}:{line}" for line in lines]
+    assert [place.rpartition(":")[0] for place, *_ in warnings(found)] == [
+        f"{config}:{line}" if line else "" for line in lines]
     golden(f"workshop/{name}.err", found.err, keep=re.findall(r"\d{4}-\d\d-\d\d", text))
 
 
@@ -907,7 +994,7 @@ def test_a_real_nmap_is_asked_for_its_ports(desk, real_nmap):
     rules = group("ignore 25 tcp open smtp", "ignore 80 tcp open http")
     for options, lines in (("-p 80,443", [3]), ("-p 1-25", [4]), ("-sU -p 25", [3, 4]), ("-F", []),
                            ("--exclude 10.0.0.9 -p 80", [3]), ("-6 -p 80", [3])):
-        found = desk.run("--config", desk.rc(f"{rules}NMAP {real_nmap} {options}\n"), "--test-config")
+        found = desk.run("--config", desk.rc(f"{rules}NMAP {real_nmap} {options}\nIPS 10.0.0.1\n"), "--test-config")
         assert found.status == 0
         assert [int(place.split(":")[1]) for place, *_ in warnings(found)] == lines, (options, found.err)
 
@@ -1042,6 +1129,15 @@ def test_nmap_is_asked_without_targets(desk, nmap, fake, words):
     assert not list(nmap.path.parent.glob("s*.calls"))
 
 
+@pytest.mark.parametrize("words", ["nmap -F --script=broadcast-ping", "nmap -F --script a --script-args newtargets",
+                                   "nmap -sV -script a"])
+def test_nmap_is_not_asked_where_scripts_would_run(desk, nmap, words):
+    """They run without a target, too, may send to anybody, and may name targets."""
+    nmap()
+    found = desk.ask("--test-config", rules=f"IPS 10.0.0.1\nNMAP {words}\n" + group("ignore 9999 tcp open x"))
+    assert found.status == 0 and not warnings(found) and not nmap.calls()
+
+
 @pytest.mark.parametrize("words", [("-F", "127.0.0.1"), ("127.0.0.1", "-sn"), ("-6", "-F", "::1")])
 def test_a_real_nmap_takes_targets_from_the_empty_file_only(real_nmap, words):
     done = subprocess.run([real_nmap, "-iL", "/dev/null", "-oX", "-", *words], capture_output=True, text=True,
@@ -1091,8 +1187,8 @@ group unix
 end group unix
 """
     assert desk.ask("--unused-rules", rules=rules) == (0, FIRST.format(2) + """\
-nmap-audit.rc:3: expect 26 tcp open smtp (unix): of no use; runs that looked: 2
-nmap-audit.rc:6: expect 22 tcp closed * (unix): of no use; runs that looked: 2
+nmap-audit.rc:3: expect 26 tcp open smtp (unix): never met; runs that looked: 2
+nmap-audit.rc:6: expect 22 tcp closed * (unix): never met; runs that looked: 2
 """, "")
 
 
@@ -1154,6 +1250,26 @@ def test_only_the_hosts_of_a_rules_own_group_put_it_to_the_test(desk):
     note(desk.directory / RUN, "10.0.0.2", start=start)
     assert desk.ask("--unused-rules", rules=rules).out == FIRST.format(1) + (
         "nmap-audit.rc:7: ignore 80 tcp open http (b): of no use; runs that looked: 1\n")
+
+
+def test_a_rule_that_ignored_a_port_of_a_host_cut_off_was_of_use(desk):
+    rules = "group a\n ip 10.0.0.0/24\n ignore 25 tcp open smtp\nend group\n"
+    folder = desk.store(host("10.0.0.1", "25 tcp open smtp"), host("10.0.0.2"))
+    note(folder, "10.0.0.1", outcome="cut off", reason="of itself")
+    assert desk.ask("--unused-rules", rules=rules).out == FIRST.format(1) + USED
+
+
+@pytest.mark.parametrize("name, system, words", [
+    ((), None, ""), ("pc.example.net", None, "hostname"), ((), "linux", "os"),
+    ("pc.example.net", "linux", "hostname os")])
+def test_a_group_is_named_only_where_its_tags_could_hold_a_host(desk, name, system, words):
+    """Without -O no host has an operating system, and with -n none has a name."""
+    desk.store(host("10.0.0.1", "25 tcp open smtp", name=name, system=system))
+    rules = ("group hostname\n hostname web*\n ignore 1 tcp open x\nend group\n"
+             "group os\n os Solaris\n ignore 1 tcp open x\nend group\n"
+             "group ip\n ip 192.0.2.1\n ignore 1 tcp open x\nend group\n")
+    said = re.findall("group '(.*)': held no host", desk.ask("--unused-rules", rules=rules).out)
+    assert said == [*words.split(), "ip"]
 
 
 def test_unused_rules_without_rules(desk):
