@@ -291,8 +291,8 @@ class Option(NamedTuple):
 
 TEXT = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]+"
 PLAIN = "(?![^\u2010-\u201f]*[\u2010-\u201f])"  # no dashes and quotes of word processors
-ADDR = r"[!#-'*+.-9=?^-~A-Z-]+(?:@(?:[\w.-]+|\[[\w.:]+\]))?"
-PERSON = rf"\s*(?!\.|[^,]*(?:[\x00-\x1f\x7f-\x9f]|[\s)]\.|\.<))(?a:(?:\"[^\"]*\"\s*|[^<>\",@:;]*)<{ADDR}>|{ADDR})\s*"
+ADDR = r"[!#-'*+.-9=?^-~A-Z-]+(?:@(?:[\w.-]+|\[[\w.:]+\]))?(?: \([^(),<>@]*\))?"  # and a comment
+PERSON = rf'\s*(?!\.|[^,]*[\x00-\x1f\x7f-\x9f]|[^",]*(?:[\s)]\.|\.<))(?a:(?:"[^"]*"\s*|[^<>",@:;]*)<{ADDR}>|{ADDR})\s*'
 SERVER = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?"
 Texts = tuple[str, ...]
 def _opt(default: T, *settings: Any, **more: Any) -> T:
@@ -1262,7 +1262,7 @@ def suggest(run: Run, findings: Sequence[Finding], config: Config) -> str:
     wanted, shows = (gathered((each.port.fields, each.host.address) for each in several) for several in (
         asked, asked + [each for each in findings if each.table == "ignored"]))
     odd = {each.host.address for each in asked if numeric(each.host.address)[0] == 9 or "%" in each.host.address}
-    members = _candidates([*run.hosts.values(), *(run.record.get("before") or {}).values()])
+    members = _candidates(run.hosts.values(), run.record["known"])
     groups = gathered((tags, (-count, int(fields[0]), fields)) for fields, several in sorted(wanted.items())
                       for tags, count in _cover({*several} - odd, {*shows[fields]}, members))
     names = (name for at in itertools.count(1) if (name := f"accepted {day} {at}") not in taken)
@@ -1272,18 +1272,16 @@ def suggest(run: Run, findings: Sequence[Finding], config: Config) -> str:
         rows = [f"ignore {_written(port)}  # on {-count} host{'s' * (count < -1)}" for count, _, port in sorted(rules)]
         text += "\n    ".join([f"\ngroup {name}", *tags, *rows]) + f"\nend group {name}\n"
     return text if groups else text + "# Nothing to accept.\n"
-def _cover(asked: set[str], showing: set[str], members: Mapping[str, set[str]]) -> Iterator[tuple[Texts, int]]:
+def _cover(asked: set[str], showing: set[str], of: Mapping[str, Sequence[set[str]]]) -> Iterator[tuple[Texts, int]]:
     """The tags of groups that hold these addresses and none that does not show the port; how many; outliers last."""
-    usable = {tag: several for tag, several in members.items() if several <= showing}
-    left = set(asked)
+    usable, left = {tag: now for tag, (now, ever) in of.items() if ever <= showing}, set(asked)
     while usable and len(left & usable[best := max(usable, key=lambda tag: (
             len(left & usable[tag]), tag[:2], tag[:2] == "ip" and int(tag.split("/")[1]), tag))]) > 1:
         yield (best,), len(asked & usable[best])
         left -= usable[best]
-    if left:
-        yield tuple(f"ip {address}" for address in sorted(left, key=numeric)), len(left)
-def _candidates(hosts: Iterable[HostResult]) -> dict[str, set[str]]:
-    """The tags that groups may be made of, with the addresses that each matches."""
+    yield from [(tuple(f"ip {address}" for address in sorted(left, key=numeric)), len(left))] * bool(left)
+def _candidates(hosts: Iterable[HostResult], known: Iterable[HostResult]) -> dict[str, Sequence[set[str]]]:
+    """The tags that groups may be made of, each with the addresses that it matches now, and ever as far as is known."""
     tags = set[str]()
     for host in hosts:
         version, number, _ = numeric(host.address)
@@ -1292,8 +1290,8 @@ def _candidates(hosts: Iterable[HostResult]) -> dict[str, set[str]]:
             "*", re.sub(r"\d+", "*", label)) if name != "*" or "." in domain}
         tags |= {f"ip {ipaddress.ip_network((number, bits), strict=False)}" for bits in SUBNETS.get(version, ())}
     groups_of = index([Group(tag, NOWHERE, (_tag(*tag.split(" ", 1)),), ()) for tag in tags if SAFE.fullmatch(tag)])
-    found = gathered((group.name, host.address) for host in hosts for group in groups_of(host))
-    return {tag: {*several} for tag, several in found.items()}
+    now, then = (gathered((of.name, one.address) for one in each for of in groups_of(one)) for each in (hosts, known))
+    return {tag: ({*several}, {*several, *then.get(tag, ())}) for tag, several in now.items()}
 def _written(fields: Fields) -> str:
     """A port as a rule; what an rc file cannot hold is written as `*`."""
     words = *fields[1:3], re.sub(r"^([\d*-]+)/", r"\1*", re.sub(r'[^!-~]|[#"*]', "*", fields[3]) or "*")
@@ -1347,10 +1345,11 @@ def _odd_rules(rules: Sequence[Rule], every: Sequence[Rule], looked: str, today:
     whole = Group("", NOWHERE, (), tuple(rule for rule in (*rules, *every) if not rule.until))
     for rule in rules:  # a wider `expect` asks for less
         wider = next((each.where.line for each in accepting((whole,), rule.fields, "") if each.word == rule.word and (
-            rule.word == "ignore" if differing(rule, each.fields) else rule.until or each.where < rule.where)), 0)
+            rule.word == "ignore" if differing(rule, each.fields)
+            else rule.until or each.where < rule.where or each not in rules and rule not in every)), 0)
         odd = {f"this rule ended on {rule.until}; take it out, or write a later day": not rule.holds(today),
                f"line {wider} holds this, too; take this one out": wider,
-               f"this hides every port of group '{rule.group}'; name the ports":
+               f"this accepts any port of group '{rule.group}'; name the ports":
                {rule.fields[0], rule.fields[2]} <= {"*", "0-65535", "1-65535", "open"} and rule.fields[3] == "*",
                "nmap names no service so; write what a report shows": re.search(NO_SERVICE, rule.fields[3]),
                "NMAP scans no port of it; take it out, or see to -p and -sU": looked and not in_reach(rule, looked)}
@@ -1479,7 +1478,8 @@ class Audit(Scanner):
         before = dict(sorted(itertools.chain(*map(dict.items, filter(None, states))), key=lambda item: item[1].file))
         notes = (*itertools.chain(*(run.remarks for run in runs), *remarks),
                  *(f"with the results in {run.folder}" for run in runs[1:]))
-        run = runs[0]._replace(remarks=notes, hosts=merged(itertools.chain(*(run.hosts.values() for run in runs))))
+        run = runs[0]._replace(remarks=notes, hosts=merged(one for run in runs for one in run.hosts.values()), record={
+            **runs[0].record, "known": [host for state, _ in (*self.base, *told) for host in (state or {}).values()]})
         near = self.config.why != "" or "near" in [*TABLES][:SHOWN[self.config.detail]]
         return run, find(run, before, self.config.groups, near), all(state is None for state in states)
     def report(self, runs: Sequence[Run]) -> None:

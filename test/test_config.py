@@ -135,7 +135,8 @@ def test_switches(name, text, value):
     ("root", ("root",)), ("root@example.net", ("root@example.net",)), ("a@b,c@d", ("a@b", "c@d")),
     ("a@b , c@d", ("a@b", "c@d")), ("Ann <a@b>", ("Ann <a@b>",)), ("Änne <a@b>", ("Änne <a@b>",)),
     ("J. Doe <a@b>", ("J. Doe <a@b>",)), ("Doe (IT) <a@b>", ("Doe (IT) <a@b>",)),
-    ("a@[127.0.0.1]", ("a@[127.0.0.1]",)),
+    ("a@[127.0.0.1]", ("a@[127.0.0.1]",)), ("root@host (Net Audit)", ("root@host (Net Audit)",)),
+    ('a@b, "B .x" <c@d>', ("a@b", '"B .x" <c@d>')), ('"A (B). C" <a@b>', ('"A (B). C" <a@b>',)),
     ('"Doe, J" <a@b>, c@d', ('"Doe, J" <a@b>', "c@d"))])
 def test_mail_addresses(text, people):
     assert config(f"EMAIL-TO {text}").email_to == people

@@ -372,6 +372,42 @@ def test_what_is_remembered_of_a_host_keeps_it_out_of_what_is_accepted(desk, gon
         assert [each.tags for each in groups] == [[("ip", "10.0.0.5"), ("ip", "10.0.0.6")]], limit
 
 
+@pytest.mark.parametrize("order", ["berlin,oslo", "oslo,berlin"])
+def test_what_any_folder_remembers_keeps_a_host_out_of_what_is_accepted(desk, order):
+    web = [host(f"10.0.0.{at}", *["22 tcp open ssh"] * (at < 7), name=f"web{at}.example.net") for at in (5, 6, 7)]
+    oslo, berlin = Desk(desk.run, desk.rc, desk.directory), Desk(desk.run, desk.rc, desk.directory)
+    oslo.directory, berlin.directory = desk.directory / "oslo", desk.directory / "berlin"
+    oslo.store(web[2])
+    assert oslo.ask("--process-only").status == 0       # it is told
+    note(oslo.store(run_id=NEXT), "10.0.0.7", outcome="down")
+    berlin.store(*web[:2], run_id=NEXT)
+    folders = ",".join(str(desk.directory / each) for each in order.split(","))
+    group, = accepted(desk.ask("--dir-name", folders, "--accept").out)
+    assert group.tags == [("ip", "10.0.0.5"), ("ip", "10.0.0.6")]
+
+
+def test_what_a_baseline_says_keeps_a_host_out_of_what_is_accepted(desk):
+    web = [host(f"10.0.0.{at}", *["22 tcp open ssh"] * (at < 7), name=f"web{at}.example.net") for at in (5, 6, 7)]
+    desk.store(*web)                                    # and nobody was told
+    note(desk.store(*web[:2], run_id=NEXT), "10.0.0.7", outcome="down")
+    group, = accepted(desk.ask("--baseline", RUN, "--accept").out)
+    assert group.tags == [("ip", "10.0.0.5"), ("ip", "10.0.0.6")]
+
+
+@pytest.mark.parametrize("before, after", [
+    ({"name": "web1.example.net"}, {"name": "db1.example.net"}), ({"system": "linux"}, {"system": None}),
+    ({"name": "web1.example.net"}, {"name": ()})])
+@pytest.mark.parametrize("shown", [(), ("22 tcp open ssh",)])
+def test_a_host_that_left_its_group_is_accepted_as_it_is_now(desk, before, after, shown):
+    """Its old name or system holds it no more."""
+    others = [host(f"10.0.0.{at}", "22 tcp open ssh", name=f"web{at}.example.net", system=before.get("system"))
+              for at in (42, 73)]
+    desk.store(host("10.0.0.1", *shown, **before), *others)
+    assert desk.ask("--process-only").status == 0       # it is told
+    desk.store(host("10.0.0.1", "22 tcp open ssh", **after), *others, run_id=NEXT)
+    assert desk.findings(desk.ask("--accept").out) == set()
+
+
 @pytest.mark.parametrize("hosts, tags", [
     ((("10.0.0.12", ""), ("10.0.0.13", "")), [("ip", "10.0.0.12/30")]),
     ((("10.0.0.7", ""), ("10.0.0.8", "")), [("ip", "10.0.0.0/28")]),
@@ -896,6 +932,9 @@ ODD_FILES = {  # by name: an rc text, what nmap looks at, the lines that a warni
         "ignore 25 tcp open smtp", "ignore 20-30 tcp open *", "ignore 80 tcp open http", "ignore 80 * open http",
         "ignore 100-110 tcp open x", "ignore 90-120 tcp * x*", "ignore 200 tcp open y", "ignore 200 tcp filtered *",
         "ignore 300 tcp open z", "expect 300 tcp open *"), TCP, [5, 7, 9]),
+    "accepted-everywhere-below": (BASE + group("ignore 25 tcp open smtp", "ignore 26 tcp open x") + "".join(
+        f"group all{at}\n ip *\n ignore 25 tcp open smtp\n ignore {at} tcp open x\nend group all{at}\n"
+        for at in (1, 2)), TCP, [5, 15]),
     "expect-asks-for-less": (BASE + group(
         "expect 80 tcp open http", "expect 443 tcp open *", "expect * tcp open *", "expect 443 tcp open *"),
         TCP, [7, 8]),
