@@ -581,6 +581,41 @@ def test_accepting_empties_the_report_of_any_network_and_hides_nothing_else(rows
         check_accepted(found.out, xml.parent, asked, every - asked)
 
 
+MACHINES = st.dictionaries(
+    st.sampled_from([f"10.0.0.{last}" for last in (1, 2, 3, 8, 9)] + ["2001:db8::1"]),
+    st.tuples(st.sampled_from(["audited", "audited", "failed", "down"]), st.sets(st.sampled_from(["25", "80"])),
+              st.sampled_from([(), *HOST_NAMES]), st.sampled_from([None, "linux", "windows"])), min_size=1)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(MACHINES, min_size=2, max_size=3))
+def test_accepting_after_many_nights_empties_the_report_and_holds_nobody_who_is_known_to_be_without(nights):
+    """All nights but the last are told, so what a machine showed when it was audited last is remembered."""
+    with tempfile.TemporaryDirectory() as name:
+        directory, config, known = Path(name) / "runs", Path(name) / "nmap-audit.rc", {}
+        config.write_text("")
+        ask = functools.partial(inside, "--config", config, "--dir-name", directory)
+        for at, machines in enumerate(nights):
+            up = [host(address, *(f"{port} tcp open x" for port in sorted(ports)), name=name, system=system)
+                  for address, (outcome, ports, name, system) in machines.items() if outcome == "audited"]
+            folder = networks.write_run(directory, up, run_id=f"2026112{at + 1}-020000", looked={"tcp": "1-100"})
+            for address, (outcome, *_) in machines.items():
+                if outcome != "audited":
+                    note(folder, address, outcome=outcome, reason="of itself" if outcome == "failed" else "")
+            if at + 1 < len(nights):
+                assert ask("--process-only").status in (0, 2)
+            known |= {result.address: result for result in nmap_audit.read_run(folder).hosts.values()
+                      if result.outcome == "audited"}
+        found = ask("--accept")
+        config.write_text(found.out)
+        left = read_csv(ask("--process-only", "--no-human").out)
+        assert [row for row in left if row["Change"] != "gone"] == []
+        for group in accepted(found.out):
+            for fields, _ in group.rules:
+                assert all(any(hides(fields, port) for port in member.ports)
+                           for member in members_of(group.tags, known.values())), (group, fields)
+
+
 # ---- --why -------------------------------------------------------------------------------------
 
 RULES = """\
