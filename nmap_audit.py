@@ -67,7 +67,7 @@ class Where(NamedTuple):
     def short(self) -> str:
         return f"{os.path.basename(self.file)}:{self.line}" if self.line else self.file
 
-Line = NamedTuple("Line", [("word", str), ("value", str), ("where", Where), ("value_where", Where)])  # or an option
+Line = NamedTuple("Line", [("word", str), ("value", str), ("where", Where), ("value_where", Where)])  # `WORD VALUE`
 
 class Rule(NamedTuple):
     """`ignore` or `expect` PORT PROTOCOL STATE SERVICE, in lower case; from the day `until` on it does not hold."""
@@ -1017,8 +1017,7 @@ def find(run: Run, state: State, groups: Sequence[Group], near: bool = False) ->
         said = {"host gone": known.outcome == "audited" and host.outcome == "down",
                 "host new": audited and state and known is NOBODY,
                 "regrouped": audited and known is not NOBODY and (known.names, known.os) != (host.names, host.os)
-                and groups_of(known) != members,
-                "not audited": not audited and host.outcome != "down"}
+                and groups_of(known) != members, "not audited": not audited and host.outcome != "down"}
         rows += (Finding(host, change) for change, so in said.items() if so)
         clean = audited and all(each.table == "ignored" for each in rows)
         found += (*rows, Finding(host, "host", before=known.outcome, why="clean" if clean else host.outcome))
@@ -1165,10 +1164,9 @@ def make_message(text: str, html: str, attachment: str, config: Config) -> bytes
     from email import message, policy, utils
     here = re.sub(r"[^A-Za-z0-9.-]", "", os.uname().nodename) or "localhost"
     mail = message.EmailMessage(policy=policy.SMTP.clone(cte_type="7bit"))
-    for name, value in {
-            "From": ", ".join(config.email_from) or f"nmap-audit@{here}", "To": ", ".join(config.email_to),
-            "Subject": config.email_subject or f"nmap-audit report for {here}", "Date": utils.localtime(),
-            "Message-ID": utils.make_msgid("nmap-audit", here), "Auto-Submitted": "auto-generated"}.items():
+    for name, value in {"From": ", ".join(config.email_from) or f"nmap-audit@{here}", "To": ", ".join(config.email_to),
+                        "Subject": config.email_subject or f"nmap-audit report for {here}", "Date": utils.localtime(),
+                        "Message-ID": utils.make_msgid("nmap-audit", here), "Auto-Submitted": "auto-generated"}.items():
         mail[name] = value
     mail.set_content(text)
     if html:
@@ -1255,14 +1253,14 @@ def explain(run: Run, findings: Sequence[Finding], config: Config) -> str:
             lines.append(f"  {'/'.join(asked.fields[:2]).removesuffix('/*')}: {known.get(host.outcome, 'not known')}")
     return "\n".join(lines) + "\n"
 
-def suggest(run: Run, findings: Sequence[Finding], config: Config) -> str:
-    """Groups, as rc text, that accept what --accept asks for and no port of other hosts; AuditError as in select()."""
+def suggest(run: Run, findings: Sequence[Finding], config: Config, memories: Iterable[State]) -> str:
+    """Groups, as rc text, that accept what is asked for and no port of others, remembered ones too; see select()."""
     day, taken = run_day(run), {_folded(group.name) for group in config.groups}
     asked = [each for each in select(config.accept or "*", findings)[1] if each.table in PORT_CHANGES]
     wanted, shows = (gathered((each.port.fields, each.host.address) for each in several) for several in (
         asked, asked + [each for each in findings if each.table == "ignored"]))
     odd = {each.host.address for each in asked if numeric(each.host.address)[0] == 9 or "%" in each.host.address}
-    members = _candidates(run.hosts.values(), run.record["known"])
+    members = _candidates(run.hosts.values(), itertools.chain(*(state.values() for state in memories)))
     groups = gathered((tags, (-count, int(fields[0]), fields)) for fields, several in sorted(wanted.items())
                       for tags, count in _cover({*several} - odd, {*shows[fields]}, members))
     names = (name for at in itertools.count(1) if (name := f"accepted {day} {at}") not in taken)
@@ -1279,7 +1277,8 @@ def _cover(asked: set[str], showing: set[str], of: Mapping[str, Sequence[set[str
             len(left & usable[tag]), tag[:2], tag[:2] == "ip" and int(tag.split("/")[1]), tag))]) > 1:
         yield (best,), len(asked & usable[best])
         left -= usable[best]
-    yield from [(tuple(f"ip {address}" for address in sorted(left, key=numeric)), len(left))] * bool(left)
+    if left:
+        yield tuple(f"ip {address}" for address in sorted(left, key=numeric)), len(left)
 def _candidates(hosts: Iterable[HostResult], known: Iterable[HostResult]) -> dict[str, Sequence[set[str]]]:
     """The tags that groups may be made of, each with the addresses that it matches now, and ever as far as is known."""
     tags = set[str]()
@@ -1345,8 +1344,8 @@ def _odd_rules(rules: Sequence[Rule], every: Sequence[Rule], looked: str, today:
     whole = Group("", NOWHERE, (), tuple(rule for rule in (*rules, *every) if not rule.until))
     for rule in rules:  # a wider `expect` asks for less
         wider = next((each.where.line for each in accepting((whole,), rule.fields, "") if each.word == rule.word and (
-            rule.word == "ignore" if differing(rule, each.fields)
-            else rule.until or each.where < rule.where or each not in rules and rule not in every)), 0)
+            rule.word == "ignore" if differing(rule, each.fields) else  # of equal ones those for all hosts come first
+            rule.until or (each not in every, each.where) < (rule not in every, rule.where))), 0)
         odd = {f"this rule ended on {rule.until}; take it out, or write a later day": not rule.holds(today),
                f"line {wider} holds this, too; take this one out": wider,
                f"this accepts any port of group '{rule.group}'; name the ports":
@@ -1421,7 +1420,8 @@ class Audit(Scanner):
         runs = list(map(_stored, config.folders))
         if config.unused_rules:
             return unused(config.groups, itertools.chain.from_iterable(map(_runs, config.folders)))
-        return (explain if config.why else suggest)(*self._view(runs)[:2], config)
+        run, findings, memories = self._view(runs)
+        return explain(run, findings, config) if config.why else suggest(run, findings, config, memories)
     def _try_nmap(self) -> tuple[str, str]:
         """At which ports nmap looks, and what it complains of, without any target; it is asked on this machine only."""
         try:
@@ -1469,8 +1469,8 @@ class Audit(Scanner):
         for run in records:
             if run < min(needed, default=run) and not (directory / "unsent" / f"{run.name}.eml").exists():
                 self.attempt(shutil.rmtree, run)
-    def _view(self, runs: Sequence[Run]) -> tuple[Run, list[Finding], bool]:
-        """What runs say as one, beside what was known and after the rules were heard; whether nothing was known."""
+    def _view(self, runs: Sequence[Run]) -> tuple[Run, list[Finding], list[State]]:
+        """What runs say as one, beside what was known and after the rules were heard; and all that is remembered."""
         told = list(map(last_told, runs))
         for run, (state, _) in zip(runs, told):
             run.record["before"] = state
@@ -1478,13 +1478,13 @@ class Audit(Scanner):
         before = dict(sorted(itertools.chain(*map(dict.items, filter(None, states))), key=lambda item: item[1].file))
         notes = (*itertools.chain(*(run.remarks for run in runs), *remarks),
                  *(f"with the results in {run.folder}" for run in runs[1:]))
-        run = runs[0]._replace(remarks=notes, hosts=merged(one for run in runs for one in run.hosts.values()), record={
-            **runs[0].record, "known": [host for state, _ in (*self.base, *told) for host in (state or {}).values()]})
+        run = runs[0]._replace(remarks=notes, hosts=merged(itertools.chain(*(run.hosts.values() for run in runs))))
         near = self.config.why != "" or "near" in [*TABLES][:SHOWN[self.config.detail]]
-        return run, find(run, before, self.config.groups, near), all(state is None for state in states)
+        memories = [state for state, _ in (*self.base, *told) if state is not None]
+        return run, find(run, before, self.config.groups, near), memories
     def report(self, runs: Sequence[Run]) -> None:
         """Tells what runs say, as one; and notes that it was told of the run at work, or of a DIR-NAME's newest."""
-        config, (run, findings, first) = self.config, self._view(runs)
+        config, (run, findings, memories) = self.config, self._view(runs)
         report = make_report(run, findings, config)
         self.statuses.append(2 * bool(report.counts["not audited"]))
         if config.scan_only:
@@ -1495,7 +1495,7 @@ class Audit(Scanner):
         for each in untold:
             self.save(each, **list_findings(findings))
         name = run.folder.name if untold else time.strftime("%Y%m%d-%H%M%S-processed")
-        if self._tell(report, run.folder, home(run.folder) / "unsent" / f"{name}.eml", first):
+        if self._tell(report, run.folder, home(run.folder) / "unsent" / f"{name}.eml", not memories):
             self._settle(untold)
     def _tell(self, report: Report, folder: Path, unsent: Path, first: bool) -> bool | None:
         config, counts = self.config, report.counts

@@ -372,24 +372,25 @@ def test_what_is_remembered_of_a_host_keeps_it_out_of_what_is_accepted(desk, gon
         assert [each.tags for each in groups] == [[("ip", "10.0.0.5"), ("ip", "10.0.0.6")]], limit
 
 
+WEB = [host(f"10.0.0.{at}", *["22 tcp open ssh"] * (at < 7), name=f"web{at}.example.net") for at in (5, 6, 7)]
+
+
 @pytest.mark.parametrize("order", ["berlin,oslo", "oslo,berlin"])
 def test_what_any_folder_remembers_keeps_a_host_out_of_what_is_accepted(desk, order):
-    web = [host(f"10.0.0.{at}", *["22 tcp open ssh"] * (at < 7), name=f"web{at}.example.net") for at in (5, 6, 7)]
     oslo, berlin = Desk(desk.run, desk.rc, desk.directory), Desk(desk.run, desk.rc, desk.directory)
     oslo.directory, berlin.directory = desk.directory / "oslo", desk.directory / "berlin"
-    oslo.store(web[2])
+    oslo.store(WEB[2])
     assert oslo.ask("--process-only").status == 0       # it is told
     note(oslo.store(run_id=NEXT), "10.0.0.7", outcome="down")
-    berlin.store(*web[:2], run_id=NEXT)
+    berlin.store(*WEB[:2], run_id=NEXT)
     folders = ",".join(str(desk.directory / each) for each in order.split(","))
     group, = accepted(desk.ask("--dir-name", folders, "--accept").out)
     assert group.tags == [("ip", "10.0.0.5"), ("ip", "10.0.0.6")]
 
 
 def test_what_a_baseline_says_keeps_a_host_out_of_what_is_accepted(desk):
-    web = [host(f"10.0.0.{at}", *["22 tcp open ssh"] * (at < 7), name=f"web{at}.example.net") for at in (5, 6, 7)]
-    desk.store(*web)                                    # and nobody was told
-    note(desk.store(*web[:2], run_id=NEXT), "10.0.0.7", outcome="down")
+    desk.store(*WEB)                                    # and nobody was told
+    note(desk.store(*WEB[:2], run_id=NEXT), "10.0.0.7", outcome="down")
     group, = accepted(desk.ask("--baseline", RUN, "--accept").out)
     assert group.tags == [("ip", "10.0.0.5"), ("ip", "10.0.0.6")]
 
